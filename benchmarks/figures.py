@@ -1,0 +1,177 @@
+"""The figures to reach: which numbers of which measure they are, and what is asked of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from benchmarks.stats import find_ratio, find_value
+
+
+class Unit(Enum):
+    """What a value is, and so how it is written."""
+
+    SECONDS = "s"
+    BYTES = "B"
+    CORES = "cores"
+
+
+class Bound(Enum):
+    """On which side of the limit a goal is met."""
+
+    AT_MOST = "≤"
+    AT_LEAST = "≥"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit for `over / under` of two sides, or, without *under*, for one side's own value."""
+
+    text: str
+    over: str
+    bound: Bound
+    limit: float
+    under: str | None = None
+    statistic: str = "median"
+    value: str | None = None
+
+    @property
+    def is_asserted(self) -> bool:
+        """Whether `--assert` fails on it: only ratios carry from one machine to the next."""
+        return self.under is not None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: a value of a measure, the sides it compares, its goals."""
+
+    title: str
+    measure: str
+    goals: tuple[Goal, ...]
+    value: str = "seconds"
+    unit: Unit = Unit.SECONDS
+    statistic: str = "median"
+    stock: str | None = "stock"
+    ours: str = "ours"
+    floor: str | None = None
+    floor_is: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a goal: the number seen, and whether it is met (None: not measured)."""
+
+    goal: Goal
+    seen: float | None
+    is_met: bool | None
+
+
+def _within_floor(limit: float, floor: str = "floor", name: str = "floor") -> Goal:
+    return Goal(f"≤ {limit:g} × {name}", "ours", Bound.AT_MOST, limit, under=floor)
+
+
+def _faster(times: float) -> Goal:
+    return Goal(f"≥ {times:g} × faster", "stock", Bound.AT_LEAST, times, under="ours")
+
+
+FIGURES: tuple[Figure, ...] = (
+    Figure(
+        "`POST /api/sessions` → first result",
+        "start",
+        (_within_floor(1.3), _faster(15)),
+        floor="floor",
+    ),
+    Figure(
+        "the same, to numpy and pandas usable",
+        "imports",
+        (_within_floor(1.3), _faster(20)),
+        floor="floor",
+    ),
+    Figure("restart → first result", "restart", (_faster(10),)),
+    Figure(
+        "start with an empty pool (template fork) → kernel_info",
+        "template_fork",
+        (Goal("p50 ≤ 30 ms", "ours", Bound.AT_MOST, 0.030), _faster(10)),
+    ),
+    Figure(
+        "`1+1` over the websocket, back to back",
+        "websocket",
+        (_within_floor(1.5, "raw", "raw ZeroMQ"),),
+        floor="raw",
+        floor_is="raw ZeroMQ",
+    ),
+    Figure(
+        "{kernels} kernels at once, to the first result of the last",
+        "burst",
+        (_faster(10),),
+    ),
+    Figure(
+        "private memory of an idle kernel with numpy and pandas",
+        "memory",
+        (Goal("≤ 10 MB", "ours", Bound.AT_MOST, 10e6),),
+        value="private",
+        unit=Unit.BYTES,
+    ),
+    Figure("proportional memory (PSS) of the same", "memory", (), value="pss", unit=Unit.BYTES),
+    Figure(
+        "claim (`POST /api/kernels`) with {live} kernels in the server",
+        "scale",
+        (Goal("≤ 1.5 × with 10", "many", Bound.AT_MOST, 1.5, under="few"),),
+        value="claim",
+        stock=None,
+        ours="many",
+        floor="few",
+        floor_is="with 10",
+    ),
+    Figure(
+        "CPU of the idle server with {live} kernels",
+        "scale",
+        (Goal("< 5 % of a core", "many", Bound.AT_MOST, 0.05),),
+        value="idle_cpu",
+        unit=Unit.CORES,
+        stock=None,
+        ours="many",
+        floor="few",
+        floor_is="with 10",
+    ),
+    Figure(
+        "longest block of the event loop while 20 kernels start",
+        "loop",
+        (Goal("≤ 50 ms", "ours", Bound.AT_MOST, 0.050, statistic="max"),),
+        statistic="max",
+    ),
+)
+
+
+def judge(figure: Figure, summary: Mapping[str, Any]) -> list[Outcome]:
+    """Each goal of *figure* against the summary of its measure."""
+    return [_judge(figure, goal, summary) for goal in figure.goals]
+
+
+def find_missed(measures: Mapping[str, Any]) -> list[str]:
+    """A sentence for each asserted goal that was measured and missed, or that should have been measured and was not."""
+    missed = []
+    for figure in FIGURES:
+        if figure.measure not in measures:
+            continue
+        summary = measures[figure.measure].get("summary", {})
+        for outcome in judge(figure, summary):
+            if outcome.goal.is_asserted and not outcome.is_met:
+                seen = "not measured" if outcome.seen is None else f"{outcome.seen:.2f} ×"
+                missed.append(f"{figure.measure}: {seen}, wanted {outcome.goal.text}")
+    return missed
+
+
+def _judge(figure: Figure, goal: Goal, summary: Mapping[str, Any]) -> Outcome:
+    value = goal.value or figure.value
+    if goal.under is None:
+        seen = find_value(summary, goal.over, value, goal.statistic)
+    else:
+        seen = find_ratio(summary, value, goal.over, goal.under)
+    if seen is None:
+        return Outcome(goal, None, None)
+    return Outcome(
+        goal, seen, seen <= goal.limit if goal.bound is Bound.AT_MOST else seen >= goal.limit
+    )

@@ -1,0 +1,32 @@
+"""What is measured: one module a measure, listed here.
+
+A measure is an async function that is given the `Run` and returns raw rows (see `stats`). To add one: write its
+module, list it here, and give its figure a line in `figures.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from benchmarks.measures.burst import measure_burst
+from benchmarks.measures.loop import measure_loop
+from benchmarks.measures.memory import measure_memory
+from benchmarks.measures.restart import measure_restart
+from benchmarks.measures.scale import measure_scale
+from benchmarks.measures.start import measure_imports, measure_start
+from benchmarks.measures.template_fork import measure_template_fork
+from benchmarks.measures.websocket import measure_websocket
+from benchmarks.run import Run
+from benchmarks.stats import Row
+
+MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
+    "start": measure_start,
+    "imports": measure_imports,
+    "restart": measure_restart,
+    "template_fork": measure_template_fork,
+    "websocket": measure_websocket,
+    "memory": measure_memory,
+    "loop": measure_loop,
+    "burst": measure_burst,
+    "scale": measure_scale,
+}

@@ -1,0 +1,119 @@
+"""The table made from a run. Pure: text in, text out; `results` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.figures import FIGURES, Figure, Goal, Outcome, Unit, judge
+from benchmarks.stats import find_value
+
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+HEAD = ("figure", "stock", "ours", "floor", "ratio", "goal", "met")
+
+
+def write_amount(number: float | None, unit: Unit) -> str:
+    """A number with its unit, in three digits or so; a dash for none."""
+    if number is None:
+        return "–"
+    if unit is Unit.BYTES:
+        return f"{number / 1e6:.1f} MB"
+    if unit is Unit.CORES:
+        return f"{number * 100:.1f} %"
+    if number >= 10:
+        return f"{number:.1f} s"
+    milliseconds = number * 1000
+    return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
+
+
+def make_table(results: Mapping[str, Any]) -> str:
+    """A Markdown table with a line for each figure that was measured."""
+    measures = results["measures"]
+    lines = [
+        _line(figure, measures[figure.measure])
+        for figure in FIGURES
+        if measures.get(figure.measure, {}).get("summary")
+    ]
+    marks = ["---", *["---:"] * 4, "---", "---"]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEAD, marks, *lines])
+
+
+def make_page(results: Mapping[str, Any]) -> str:
+    """The table with what a reader needs to judge it: where, when, how, and what went wrong."""
+    return "\n\n".join([make_table(results), *_notes(results), _origin(results)]) + "\n"
+
+
+def put_between_marks(text: str, table: str) -> str | None:
+    """*text* with what stands between the marks replaced, or None where it has no marks."""
+    head, start, rest = text.partition(START)
+    _, end, tail = rest.partition(END)
+    return f"{head}{START}\n{table.strip()}\n{END}{tail}" if start and end else None
+
+
+def _line(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
+    summary = measured["summary"]
+    sides = (figure.stock, figure.ours, figure.floor)
+    stock, ours, floor = (
+        write_amount(find_value(summary, side, figure.value, figure.statistic), figure.unit)
+        for side in sides
+    )
+    if figure.floor_is and floor != "–":
+        floor = f"{floor} ({figure.floor_is})"
+    outcomes = judge(figure, summary)
+    return [
+        _title(figure, measured.get("rows", ())),
+        stock,
+        ours,
+        floor,
+        ", ".join(text for outcome in outcomes if (text := _ratio(outcome))) or "–",
+        ", ".join(outcome.goal.text for outcome in outcomes) or "–",
+        ", ".join(_met(outcome) for outcome in outcomes) or "–",
+    ]
+
+
+def _title(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figure's title with the counts that this run really used."""
+    facts = {"kernels": 0, "live": 0}
+    for row in rows:
+        facts = {name: max(most, row.get(name, 0)) for name, most in facts.items()}
+    return figure.title.format(**facts)
+
+
+def _ratio(outcome: Outcome) -> str:
+    goal: Goal = outcome.goal
+    if goal.under is None or outcome.seen is None:
+        return ""
+    return f"{outcome.seen:.2f} ×" if outcome.seen < 10 else f"{outcome.seen:.1f} ×"
+
+
+def _met(outcome: Outcome) -> str:
+    return {True: "yes", False: "**no**", None: "?"}[outcome.is_met]
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for name, measured in results["measures"].items():
+        if measured.get("error"):
+            notes.append(f"`{name}` was not measured: {measured['error']}")
+        hits = measured.get("summary", {}).get("sides", {}).get("ours", {}).get("hit")
+        if hits and hits["true"] < hits["n"]:
+            notes.append(
+                f"`{name}`: only {hits['true']} of {hits['n']} kernels came from the pool."
+            )
+    if results.get("quick"):
+        notes.append("**A quick run:** fewer kernels than the figures are about.")
+    if results.get("stand_ins"):
+        replaced = ", ".join(f"{name} by {other}" for name, other in results["stand_ins"].items())
+        notes.append(f"**Not a result:** servers were replaced ({replaced}) to try the harness.")
+    return notes
+
+
+def _origin(results: Mapping[str, Any]) -> str:
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Measured {results['when']} on {machine['cores']} cores with {machine['memory'] / 2**30:.0f} GiB, "
+        f"{machine['system']} {machine['kernel']}, Python {machine['python']}; {versions}. "
+        f"Medians of {results['rounds']} rounds (fewer where a round starts many kernels) in which the sides take turns; "
+        "a ratio is the median of the rounds' own ratios."
+    )

@@ -1,0 +1,158 @@
+"""Real Jupyter servers as subprocesses: each with folders of its own, each stopped by its pid at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tornado.httpclient import HTTPError
+
+from benchmarks.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+EXTENSION = "jupyter_kernelpool"
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to start a server: whether our extension is enabled, and with which options."""
+
+    extension: bool
+    options: tuple[str, ...] = ()
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "stock": Variant(extension=False),
+    "ours": Variant(extension=True),
+    "ours+preload": Variant(extension=True, options=('--KernelPool.preload=["numpy","pandas"]',)),
+    "ours+empty": Variant(extension=True, options=("--KernelPool.warm=0",)),
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    client: Client
+    pid: int
+    runtime: Path
+
+    def connection_file(self, kernel_id: str) -> Path:
+        """Where the connection file of a kernel lies."""
+        return self.runtime / f"kernel-{kernel_id}.json"
+
+
+@asynccontextmanager
+async def start_server(
+    variant: str, *, options: tuple[str, ...] = (), extensions: Mapping[str, str] | None = None
+) -> AsyncIterator[Server]:
+    """A running server of *variant*, stopped on the way out, also when the body fails or is cancelled.
+
+    *extensions* are further server extensions: module name → source.
+    """
+    how = VARIANTS[variant]
+    with tempfile.TemporaryDirectory(prefix="kp-bench-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        environment = _make_home(home, how, extensions or {})
+        port, token = _find_port(), secrets.token_hex(16)
+        log = home / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*_command(port, token, home / "root"), *how.options, *options],
+                env=environment, cwd=home / "root", stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,  # ^C is for us: the server is stopped below
+            )  # fmt: skip
+        try:
+            client = Client(f"http://127.0.0.1:{port}", token)
+            await _wait_until_up(client, process, log)
+            yield Server(client, process.pid, home / "runtime")
+        finally:
+            await _stop(process)
+
+
+def _command(port: int, token: str, root: Path) -> list[str]:
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return [
+        sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root",
+        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}",
+        # Enough for 500 kernels; and a kernel that starts slowly, among a hundred others, is not given up on.
+        f"--ServerApp.min_open_files_limit={min(most_files, 65536)}",
+        "--MappingKernelManager.kernel_info_timeout=600",
+    ]  # fmt: skip
+
+
+def _make_home(home: Path, how: Variant, extensions: Mapping[str, str]) -> dict[str, str]:
+    """Make the server's folders and its configuration; return its environment."""
+    for name in ("config", "runtime", "data", "ipython", "root", "modules"):
+        (home / name).mkdir()
+    (home / "runtime").chmod(0o700)
+    for module, source in extensions.items():
+        (home / "modules" / f"{module}.py").write_text(source)
+    enabled = {EXTENSION: how.extension, **dict.fromkeys(extensions, True)}
+    config = {"ServerApp": {"jpserver_extensions": enabled}}
+    (home / "config" / "jupyter_server_config.json").write_text(json.dumps(config))
+    own = ("JUPYTER", "IPYTHON", "JPY_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment |= {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
+    if extensions:
+        paths = [str(home / "modules"), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+def _find_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def _wait_until_up(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        with suppress(HTTPError, OSError):
+            await client.request("GET", "/api/status")
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+            raise RuntimeError(f"the server did not start:\n{tail}")
+        await asyncio.sleep(0.1)
+
+
+async def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then wait; SIGKILL at last. Stays at it when cancelled, for nothing may be left behind."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    cancelled = False
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,90 @@
+"""Every error of ours: a sentence, an HTTP status, a stable code, its facts as attributes, and a hint.
+
+Nothing here knows HTTP libraries: `rest/` and `manager.py` translate. An exception in a user's code is a
+result, never one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class KernelPoolError(Exception):
+    """The base; *facts* become attributes and fields of the error body."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+
+class InvalidTransition(KernelPoolError):
+    """A process was to move to a state that its present one does not lead to: a defect of ours."""
+
+    code = "invalid_transition"
+
+
+class NotFound(KernelPoolError):
+    """No recipe, kernel or other thing of that name."""
+
+    status = 404
+    code = "not_found"
+    hint = "List what exists first."
+
+
+class WrongState(KernelPoolError):
+    """The thing exists, but not in a state that allows this, or the name is taken."""
+
+    status = 409
+    code = "wrong_state"
+
+
+class NotValid(KernelPoolError):
+    """The request was understood and its content is not allowed; the message names field and value."""
+
+    status = 422
+    code = "not_valid"
+
+
+class NotParsed(KernelPoolError):
+    """The request's body is not what the route takes."""
+
+    status = 400
+    code = "not_parsed"
+    hint = "Send a JSON object."
+
+
+class LaunchFailed(KernelPoolError):
+    """A process could not be launched or did not become ready; *reason* says why."""
+
+    status = 502
+    code = "start_failed"
+    hint = "GET /kernelpool/v1/pool shows the recipe's last error; kernels start cold meanwhile."
+
+
+class Unfit(LaunchFailed):
+    """The recipe cannot be launched this way at all (no fork, old ipykernel, failing preload, threads).
+
+    *reason* is a line, *traceback* what Python printed, if anything.
+    """
+
+    code = "unfit"
+
+
+class PoolExhausted(KernelPoolError):
+    """`KernelPool.max_kernels` kernels run or are starting; *retry_after* is in seconds."""
+
+    status = 503
+    code = "exhausted"
+    hint = "Shut a kernel down, or raise KernelPool.max_kernels."
+
+
+class SupervisorGone(KernelPoolError):
+    """The process that owns our processes is not there: they are dead, and a new one must be started."""
+
+    code = "supervisor_gone"

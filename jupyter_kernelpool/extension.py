@@ -1,0 +1,108 @@
+"""The server extension: puts our classes in place, starts and stops background work, adds the REST routes.
+
+The order of things in jupyter_server: link (before the managers are made), load (handlers), start (the
+event loop runs), stop (before kernels are shut down).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.gateway.managers import GatewayClient
+
+from jupyter_kernelpool import __version__
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.rest import handlers
+from jupyter_kernelpool.websocket import PooledWebsocketConnection, over
+
+MANAGER = "jupyter_kernelpool.manager.PoolingKernelManager"
+WEBSOCKET = "jupyter_kernelpool.websocket.PooledWebsocketConnection"
+
+
+def why_not_ours(serverapp: Any) -> str | None:
+    """Why our kernel manager is not put in place, or None if it is.
+
+    Looks at the configuration only: reading the trait itself raises before the managers are made.
+    """
+    server_config = serverapp.config.ServerApp
+    if serverapp.config.KernelPool.get("enabled", True) in (False, "False", "false", "0"):
+        return "KernelPool.enabled is False"
+    if GatewayClient.instance(parent=serverapp).gateway_enabled:
+        return "kernels run on a gateway"
+    chosen = server_config.get("kernel_manager_class")
+    if chosen is not None and not _is_ours(chosen):
+        return f"ServerApp.kernel_manager_class is set to {_name(chosen)}"
+    return None
+
+
+class KernelPoolExtension(ExtensionApp):
+    """What jupyter_server loads; an ExtensionApp, because only those are told of the server's stop."""
+
+    name = "jupyter_kernelpool"
+    extension_url = "/kernelpool"
+    load_other_extensions = True
+    classes = [KernelPool]
+    description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
+
+    def _link_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Called before the server makes its managers; the one moment when their classes can be set."""
+        super()._link_jupyter_server_extension(serverapp)
+        reason = why_not_ours(serverapp)
+        if reason is not None:
+            serverapp.log.info("Kernels are not pooled: %s", reason)
+            return
+        config = serverapp.config.ServerApp
+        if "kernel_manager_class" not in config:
+            config.kernel_manager_class = MANAGER
+        if "kernel_websocket_connection_class" not in config:
+            config.kernel_websocket_connection_class = WEBSOCKET
+
+    def initialize_handlers(self) -> None:
+        """Called at load; the managers exist by now, and every other extension is linked."""
+        serverapp: Any = self.serverapp
+        manager = self.pooling_manager
+        if manager is None:
+            if why_not_ours(serverapp) is None:
+                serverapp.log.warning(
+                    "Kernels are not pooled: the server's kernel manager is %s", _name(type(serverapp.kernel_manager))
+                )
+        elif serverapp.kernel_websocket_connection_class is not PooledWebsocketConnection:
+            # Another extension chose its own: ours goes over it, which keeps everything it does.
+            serverapp.kernel_websocket_connection_class = over(serverapp.kernel_websocket_connection_class)
+            serverapp.web_app.settings["kernel_websocket_connection_class"] = (
+                serverapp.kernel_websocket_connection_class
+            )
+        self.handlers.extend(handlers())
+        self.settings["kernelpool_version"] = __version__
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Called once the event loop runs."""
+        manager = self.pooling_manager
+        if manager is not None:
+            await manager.start_pool()
+
+    async def stop_extension(self) -> None:
+        """Called before the server shuts its kernels down."""
+        manager = self.pooling_manager
+        if manager is not None:
+            await manager.stop_pool()
+
+    @property
+    def pooling_manager(self) -> PoolingKernelManager | None:
+        """The server's kernel manager, if it is ours and switched on."""
+        manager = getattr(self.serverapp, "kernel_manager", None)
+        if isinstance(manager, PoolingKernelManager) and manager.pool.enabled:
+            return manager
+        return None
+
+
+def _name(chosen: Any) -> str:
+    return chosen if isinstance(chosen, str) else f"{chosen.__module__}.{chosen.__qualname__}"
+
+
+def _is_ours(chosen: Any) -> bool:
+    if isinstance(chosen, str):
+        return chosen == MANAGER
+    return isinstance(chosen, type) and issubclass(chosen, PoolingKernelManager)

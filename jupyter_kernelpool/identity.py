@@ -1,0 +1,124 @@
+"""A kernel id's identity: listeners, ports, key and connection file live as long as the id.
+
+The server binds the five listeners of an id and hands dups of them to each process that serves it, one
+after the other. So no port can be lost to a race, a client that connects early waits in the backlog
+instead of for a reconnect, and a restart changes nothing that a client holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from typing import Any
+
+from jupyter_client.connect import LocalPortCache
+
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+BACKLOG = 128
+
+
+class Identity:
+    """The listeners of one kernel id; *manager* is its KernelManager, which holds ports, key and file."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._listeners: list[socket.socket] = []
+        self._entered_ports: list[int] = []
+
+    @property
+    def bound(self) -> bool:
+        """Whether the listeners are ours to hand out."""
+        return bool(self._listeners)
+
+    def bind(self) -> bool:
+        """Bind what is not bound: the manager's ports where it has some, free ones (entered there) else.
+
+        False, and nothing bound, when that is not possible; the kernel then binds by itself, as stock.
+        """
+        if self.bound:
+            return True
+        try:
+            for channel in CHANNELS:
+                self._listeners.append(self._bind_one(channel))
+        except OSError:
+            self.release()
+            return False
+        return True
+
+    def descriptors(self) -> list[int]:
+        """The listeners, in the order of `CHANNELS` (kernelside.app has the same)."""
+        return [listener.fileno() for listener in self._listeners]
+
+    def release(self) -> None:
+        """Close the listeners, so that a process may bind the ports itself; the ports stay the id's."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def ipc_paths(self) -> list[str]:
+        """The socket files of an `ipc` identity."""
+        manager = self._manager
+        if manager.transport != "ipc":
+            return []
+        return [f"{manager.ip}-{getattr(manager, f'{channel}_port')}" for channel in CHANNELS]
+
+    def close(self) -> None:
+        """The id is gone: close listeners, give the ports back, remove ipc files."""
+        self.release()
+        if self._entered_ports:
+            in_use = LocalPortCache.instance().currently_used_ports
+            in_use.difference_update(self._entered_ports)
+            self._entered_ports.clear()
+        for path in self.ipc_paths():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def _bind_one(self, channel: str) -> socket.socket:
+        name = f"{channel}_port"
+        port = getattr(self._manager, name)
+        if self._manager.transport == "ipc":
+            listener, port = self._bind_ipc(port)
+        else:
+            listener, port = self._bind_tcp(port)
+        listener.setblocking(False)  # of the description, so also where libzmq accepts
+        listener.listen(BACKLOG)
+        setattr(self._manager, name, port)
+        return listener
+
+    def _bind_tcp(self, port: int) -> tuple[socket.socket, int]:
+        ip = self._manager.ip
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if sys.platform != "win32":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((ip, port))
+        except OSError:
+            listener.close()
+            raise
+        port = listener.getsockname()[1]
+        in_use = LocalPortCache.instance().currently_used_ports
+        if port not in in_use:
+            in_use.add(port)
+            self._entered_ports.append(port)
+        return listener, port
+
+    def _bind_ipc(self, port: int) -> tuple[socket.socket, int]:
+        base = self._manager.ip
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if port > 0:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{base}-{port}")  # our own, of the process before
+                listener.bind(f"{base}-{port}")
+                return listener, port
+            port = 1
+            while os.path.exists(f"{base}-{port}"):
+                port += 1
+            listener.bind(f"{base}-{port}")
+        except OSError:
+            listener.close()
+            raise
+        return listener, port

@@ -1,0 +1,171 @@
+"""The one background loop: look at the pool, have `decisions.plan` say what to do, do it.
+
+One bad recipe never stops it: what fails is logged with its name, and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import psutil
+
+from jupyter_kernelpool import metrics
+from jupyter_kernelpool.decisions import Action, Drain, Evict, Host, Launch, Load, Stage, Unload, View, plan
+from jupyter_kernelpool.errors import SupervisorGone
+from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.recipe_pool import RecipePool
+
+INTERVAL = 0.25
+QUIET_INTERVAL = 2.0
+LOOK_AT_HOST_EVERY = 1.0
+
+
+class Keeper:
+    """Runs the loop for one pool."""
+
+    def __init__(self, pool: KernelPool) -> None:
+        self.pool = pool
+        self.log = pool.log
+        self._task: asyncio.Task[None] | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._host = Host(available_memory=1 << 62, busy=0.0)
+        self._looked_at_host = 0.0
+
+    def start(self) -> None:
+        """Begin, on the running event loop; a second call changes nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="kernelpool-keeper")
+
+    async def stop(self) -> None:
+        """End the loop and whatever it started."""
+        task, self._task = self._task, None
+        for running in [task, *self._jobs]:
+            if running is not None:
+                running.cancel()
+        for running in [task, *self._jobs]:
+            if running is not None:
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await running
+
+    def view(self) -> View:
+        """The pool as it is now."""
+        return View(
+            recipes=tuple(pool.view() for pool in self.pool.pools.values()),
+            host=self._host,
+            users_starting=self.pool.users_starting,
+            last_start=self.pool.last_start,
+        )
+
+    async def turn(self) -> list[Action]:
+        """One turn of the loop; returns what it began."""
+        now = time.monotonic()
+        if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
+            self._looked_at_host = now
+            self._host = await asyncio.to_thread(look_at_host)
+        if self.pool.paused or not self.pool.active:
+            return []
+        actions = plan(self.view(), self.pool.policy, time.monotonic())
+        for action in actions:
+            pool = self.pool.pools.get(action.key)
+            if pool is not None:
+                self._carry_out(action, pool)
+        metrics.TEMPLATES.set(
+            sum(1 for pool in self.pool.pools.values() if pool.launcher is not None and pool.launcher.pid)
+        )
+        return actions
+
+    async def _run(self) -> None:
+        while True:
+            self.pool.wake.clear()
+            acted = False
+            try:
+                acted = bool(await self.turn())
+            except Exception:
+                self.log.exception("The kernel pool's keeper stumbled; it goes on")
+            unsettled = acted or self._jobs or self.pool.users_starting or self._unfilled()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL if unsettled else QUIET_INTERVAL):
+                    await self.pool.wake.wait()
+
+    def _unfilled(self) -> bool:
+        return any(
+            pool.waiting or len(pool.warm) < pool.recipe.settings.warm for pool in self.pool.pools.values()
+        )
+
+    def _carry_out(self, action: Action, pool: RecipePool) -> None:
+        match action:
+            case Load():
+                pool.stage = Stage.LOADING  # at once: the next turn must not load it again
+                self._begin(pool.load(), pool)
+            case Launch(count=count):
+                for _ in range(count):
+                    pool.starting += 1  # likewise; launch_one counts from here on
+                    self._begin(self._launch(pool), pool)
+            case Evict(id=record_id, why=why):
+                pool.evict(record_id, why)
+            case Drain(why=why):
+                self.log.info("Recipe %s is drained: %s", pool.recipe.name, why)
+                pool.stage = Stage.LOADING
+                self._begin(self._renew(pool, why), pool)
+            case Unload():
+                self.pool.pools.pop(action.key, None)
+                self._begin(pool.close(), pool)
+
+    async def _launch(self, pool: RecipePool) -> None:
+        pool.starting -= 1
+        await pool.launch_one()
+
+    async def _renew(self, pool: RecipePool, why: str) -> None:
+        await pool.drain(why)
+        pool.stage = Stage.DOWN
+
+    def _begin(self, job: Coroutine[Any, Any, None], pool: RecipePool) -> None:
+        task = asyncio.create_task(self._guarded(job, pool), name=f"kernelpool-{pool.recipe.name}")
+        self._jobs.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _guarded(self, job: Coroutine[Any, Any, None], pool: RecipePool) -> None:
+        try:
+            await job
+        except SupervisorGone as error:
+            self.log.warning("Recipe %s: %s", pool.recipe.name, error)
+            pool.stage = Stage.DOWN
+            pool.retry_at = time.monotonic() + 1.0
+        except Exception:
+            self.log.exception("Recipe %s: a job of the keeper failed", pool.recipe.name)
+            pool.stage = Stage.FAILED
+            pool.retry_at = time.monotonic() + 30.0
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        self.pool.wake.set()
+
+
+def look_at_host() -> Host:
+    """Memory that can still be had (the container's limit counts) and how busy the cores are. Blocks a little."""
+    available = psutil.virtual_memory().available
+    limit = _cgroup_room()
+    if limit is not None:
+        available = min(available, limit)
+    return Host(available_memory=available, busy=psutil.cpu_percent(None) / 100.0)
+
+
+def _cgroup_room() -> int | None:
+    """Bytes left below the memory limit of our cgroup (v2, or v1's usual place); None without a limit."""
+    for folder, limit_name, usage_name in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            with open(f"{folder}/{limit_name}") as limit, open(f"{folder}/{usage_name}") as usage:
+                text = limit.read().strip()
+                if text == "max" or int(text) >= 1 << 60:
+                    return None
+                return max(0, int(text) - int(usage.read()))
+        except (OSError, ValueError):
+            continue
+    return None

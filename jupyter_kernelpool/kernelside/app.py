@@ -1,0 +1,300 @@
+"""An ipykernel application that is whole but for its identity: started, and bound to nothing yet.
+
+Stock `IPKernelApp.initialize` reads the connection file first and binds as it goes. Here everything that
+does not need the identity comes first (`build_shell` in a template, `start_unbound` in the process that
+becomes the kernel); `take_identity` and `serve` follow when the claim brings it.
+
+Facts about ipykernel were read in kernelapp.py, heartbeat.py and iostream.py of 6.29 and 7.4.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from typing import Any
+
+import zmq
+from ipykernel.heartbeat import Heartbeat
+from ipykernel.kernelapp import IPKernelApp
+
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+BIND_TIMEOUT = 10.0
+
+
+def bind_to_listener(sock: zmq.Socket, endpoint: str, listener: int) -> None:
+    """Let *sock* accept on the listening socket *listener* (a descriptor, which libzmq owns from here)."""
+    sock.setsockopt(zmq.USE_FD, listener)
+    sock.bind(endpoint)
+    # USE_FD stays set otherwise, and would be used (closed by then) by a later bind of the user's.
+    sock.setsockopt(zmq.USE_FD, -1)
+
+
+class HandedHeartbeat(Heartbeat):
+    """A heartbeat that answers on a listener it was handed."""
+
+    listener = -1
+
+    def _try_bind_socket(self) -> None:
+        separator = ":" if self.transport == "tcp" else "-"
+        endpoint = f"{self.transport}://{self.ip}{separator}{self.port}"
+        bind_to_listener(self.socket, endpoint, self.listener)
+
+
+class UnboundKernelApp(IPKernelApp):
+    """`IPKernelApp` whose sockets are made at once and bound when the identity comes."""
+
+    name = "ipython-kernel"
+    _when_closed: Any = None
+
+    def _try_bind_socket(self, s: zmq.Socket, port: int) -> int:
+        return port  # bound later, in take_identity
+
+    def prepare(self, argv: list[str]) -> None:
+        """Read configuration and arguments: what stock `initialize` does before it opens a connection file."""
+        super(IPKernelApp, self).initialize(argv)
+        self.init_pdb()
+        self.init_blackhole()
+
+    def build_shell(self) -> None:
+        """Build the shell beforehand, without history; only for ipykernel's own kernel and shell.
+
+        `IPythonKernel.__init__` asks for `shell_class.instance(…)` and is then given this one.
+        """
+        from ipykernel.compiler import XCachingCompiler
+        from ipykernel.ipkernel import IPythonKernel
+        from ipykernel.zmqshell import ZMQInteractiveShell
+
+        if self.kernel_class is not IPythonKernel:
+            return
+        self.init_path()
+        self.shell = without_history(
+            lambda: ZMQInteractiveShell.instance(
+                parent=self,
+                profile_dir=self.profile_dir,
+                compiler_class=XCachingCompiler,
+                user_module=None,
+                user_ns=self.user_ns,
+            )
+        )
+        if not self.config.get("StoreMagics"):  # restores variables as it loads: the owner's business
+            for extension in self.default_extensions:
+                self.shell.extension_manager.load_extension(extension)
+
+    def start_unbound(self) -> None:
+        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs."""
+        prebuilt = self.shell
+        level, self.log_level = self.log_level, 50  # "running over TCP" would be said before it is known
+        try:
+            self.init_sockets()
+        finally:
+            self.log_level = level
+        self.init_io()
+        self.init_signal()
+        if prebuilt is None:
+            without_history(self.init_kernel)
+        else:
+            self.init_kernel()
+        if prebuilt is not None:
+            prebuilt.parent = self.kernel
+            prebuilt.kernel = self.kernel
+        self.init_path()
+        self.init_shell()
+        self.kernel.start()
+
+    def take_identity(self, info: dict[str, Any], connection_file: str, listeners: list[int]) -> None:
+        """Become the kernel of *info* (a connection file's content), accepting on *listeners*.
+
+        *listeners* are descriptors in the order of `CHANNELS`. Each socket is bound by the thread that
+        uses it: ZeroMQ sockets are not to be shared.
+        """
+        self.connection_file = connection_file
+        self.load_connection_info(info)
+        endpoint = {name: self._endpoint(getattr(self, f"{name}_port")) for name in CHANNELS}
+        handed = dict(zip(CHANNELS, listeners))
+
+        self._bind_in_owner(self._shell_loop(), self.shell_socket, endpoint["shell"], handed["shell"])
+        self._bind_in_owner(None, self.stdin_socket, endpoint["stdin"], handed["stdin"])
+        self._bind_in_owner(
+            self.control_thread.io_loop, self.control_socket, endpoint["control"], handed["control"]
+        )
+        iopub = self.iopub_thread
+        self._bind_in_owner(iopub.io_loop, iopub.socket, endpoint["iopub"], handed["iopub"])
+        if hasattr(self, "_apply_curve_client_options"):
+            self._apply_curve_client_options(self.debug_shell_socket)
+        self.debug_shell_socket.connect(endpoint["shell"])
+        self._start_heartbeat(handed["hb"])
+        self._ports = {name: getattr(self, f"{name}_port") for name in CHANNELS}
+        self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+
+    def finish_shell(self) -> None:
+        """What depends on cwd, environment and identity, in stock's order: history, extensions, start-up files."""
+        shell = self.kernel.shell
+        session_name = os.environ.get("JPY_SESSION_NAME")
+        if session_name:
+            shell.user_ns["__session__"] = session_name
+        LateHistory(self.kernel).start()
+        self.init_gui_pylab()
+        self.init_extensions()
+        self.init_code()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.kernel._publish_status("starting", "shell")
+
+    def serve(self) -> None:
+        """Run the loop until shutdown: the rest of stock's `start`, whose `kernel.start()` is done already."""
+        from tornado import ioloop
+
+        self.io_loop = ioloop.IOLoop.current()
+        try:
+            self.io_loop.start()
+        except KeyboardInterrupt:
+            pass
+
+    def close(self) -> None:
+        """As stock; then tell the server that ports and listeners are free (it waits for that at a restart)."""
+        super().close()
+        if self._when_closed is not None:
+            self._when_closed()
+
+    def _endpoint(self, port: int) -> str:
+        separator = ":" if self.transport == "tcp" else "-"
+        return f"{self.transport}://{self.ip}{separator}{port}"
+
+    def _shell_loop(self) -> Any:
+        thread = getattr(self, "shell_channel_thread", None)  # ipykernel >= 7
+        return thread.io_loop if thread is not None else None
+
+    def _bind_in_owner(self, loop: Any, sock: zmq.Socket, endpoint: str, listener: int) -> None:
+        def bind() -> None:
+            if hasattr(self, "_apply_curve_server_options"):
+                self._apply_curve_server_options(sock)
+            elif getattr(self, "curve_secretkey", None):
+                raise RuntimeError("this ipykernel cannot encrypt its transport")
+            bind_to_listener(sock, endpoint, listener)
+
+        run_in(loop, bind)
+
+    def _start_heartbeat(self, listener: int) -> None:
+        options: dict[str, Any] = {}
+        if getattr(self, "curve_secretkey", None) is not None:
+            options = {"curve_publickey": self.curve_publickey, "curve_secretkey": self.curve_secretkey}
+        self.heartbeat = HandedHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port), **options)
+        self.heartbeat.listener = listener
+        self.heartbeat.start()
+
+
+def run_in(loop: Any, act: Any) -> None:
+    """Run *act* in the thread of the tornado *loop* (None: here) and wait for it; its exception is ours."""
+    if loop is None:
+        act()
+        return
+    done = threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            done.set()
+
+    loop.add_callback(run)
+    if not done.wait(BIND_TIMEOUT):
+        raise TimeoutError("a channel's thread did not answer")
+    if failure:
+        raise failure[0]
+
+
+def without_history(act: Any) -> Any:
+    """Run *act*; a shell that it builds opens no history database and starts no thread (`LateHistory` does)."""
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+
+    def init_history(shell: Any) -> None:
+        shell.history_manager = HistoryManager(shell=shell, parent=shell, enabled=False)
+        shell.configurables.append(shell.history_manager)
+
+    stock = InteractiveShell.init_history
+    InteractiveShell.init_history = init_history
+    try:
+        return act()
+    finally:
+        InteractiveShell.init_history = stock
+
+
+class LateHistory:
+    """Opens the owner's history session beside the first messages: its commits wait for the disk.
+
+    The session's number follows the kernels that really ran, as at a cold start, so it can't be made
+    before the claim. Whatever could see history waits for it: each shell request but `kernel_info`.
+    """
+
+    UNAFFECTED = ("kernel_info_request", "comm_info_request", "connect_request", "interrupt_request")
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._thread = threading.Thread(target=self._open, name="history", daemon=True)
+        self._stock_handlers = dict(kernel.shell_handlers)
+
+    def start(self) -> None:
+        """Begin; from here on the handlers concerned wait for the end, once."""
+        shell = self._kernel.shell
+        prior = shell.history_manager
+        if prior is not None and prior in shell.configurables:
+            shell.configurables.remove(prior)
+        for name, handler in self._stock_handlers.items():
+            if name not in self.UNAFFECTED:
+                self._kernel.shell_handlers[name] = self._after_joining(handler)
+        shell.events.register("pre_execute", self.join)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the session is there and give the handlers back."""
+        self._thread.join()
+        shell = self._kernel.shell
+        if self.join in shell.events.callbacks["pre_execute"]:
+            shell.events.unregister("pre_execute", self.join)
+            self._kernel.shell_handlers.update(self._stock_handlers)
+            self._show(shell)
+
+    def _open(self) -> None:
+        self._kernel.shell.init_history()
+
+    def _after_joining(self, handler: Any) -> Any:
+        def joined(*args: Any) -> Any:
+            self.join()
+            return handler(*args)
+
+        return joined
+
+    @staticmethod
+    def _show(shell: Any) -> None:
+        history = shell.history_manager
+        for names, value in (
+            (("_ih", "In"), history.input_hist_parsed),
+            (("_oh", "Out"), history.output_hist),
+            (("_dh",), history.dir_hist),
+        ):
+            for name in names:
+                hidden = shell.user_ns_hidden.get(name) is shell.user_ns.get(name)
+                shell.user_ns[name] = value
+                if hidden:
+                    shell.user_ns_hidden[name] = value
+
+
+def launcher_path() -> str:
+    """The file that `python -m ipykernel_launcher` would have put in `sys.argv[0]`."""
+    spec = importlib.util.find_spec("ipykernel_launcher")
+    return spec.origin if spec is not None and spec.origin else "ipykernel_launcher.py"
+
+
+def reseed() -> None:
+    """A fork must not share its template's random stream; `random` reseeds itself after a fork, numpy does not."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+

@@ -1,0 +1,43 @@
+"""A warm kernel that was spawned, not forked: where forking is not possible or not wanted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import traceback
+from typing import Any
+
+from . import wire
+from .app import UnboundKernelApp
+from .warm import Warm
+
+
+def run(settings: dict[str, Any], orders: socket.socket) -> None:
+    """Import, preload, start unbound, wait for the claim; returns when the kernel has ended."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        app = UnboundKernelApp.instance()
+        app.prepare(settings["arguments"])
+        for module in settings["preload"]:
+            importlib.import_module(module)
+        app.build_shell()
+        if settings["init_code"]:
+            from .template import run_init_code
+
+            run_init_code(app, settings["init_code"])
+    except BaseException as error:
+        cause = error.__cause__ or error
+        wire.send(
+            orders,
+            {
+                "event": "unfit",
+                "kind": getattr(error, "kind", "preload"),
+                "reason": f"{type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(cause)),
+            },
+        )
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Warm(app, orders).run()

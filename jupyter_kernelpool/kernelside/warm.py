@@ -1,0 +1,110 @@
+"""The life of a warm kernel: start unbound, wait for the claim, adopt, serve.
+
+The main thread waits in `Warm.wait`; the socket to the server (*orders*) brings
+
+- `ping`: answered `pong` (the server's check before and between hand-outs);
+- `adopt`: cwd, environment, identity and the five listeners, all in one step;
+- end of file: the server let go; exit.
+
+Afterwards the socket only tells the server `adopted`, `serving` and `closed`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from . import app as kernel_app
+from . import wire
+
+
+class Warm:
+    """A started kernel without an owner."""
+
+    def __init__(self, app: kernel_app.UnboundKernelApp, orders: socket.socket) -> None:
+        self.app = app
+        self.orders = orders
+
+    def run(self) -> None:
+        """Start, wait to be claimed, then serve until shutdown; returns when the kernel's loop has ended."""
+        self.app.start_unbound()
+        self.tell(event="warm", pid=os.getpid(), threads=len(os.listdir("/proc/self/task")) if _has_proc() else None)
+        order, listeners = self.wait()
+        try:
+            adopt_surroundings(order)
+            self.app.take_identity(order["info"], order["connection_file"], listeners)
+        except BaseException as error:
+            self.tell(event="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            os._exit(1)
+        self.tell(event="adopted")
+        self.app._when_closed = lambda: self.tell(event="closed")
+        self.app.finish_shell()
+        self.serve()
+
+    def wait(self) -> tuple[dict[str, Any], list[int]]:
+        """Answer pings until the order to adopt comes; exit when the server is gone."""
+        while True:
+            received = wire.receive(self.orders)
+            if received is None:
+                os._exit(0)
+            order, fds = received
+            if order["op"] == "adopt":
+                return order, fds
+            if order["op"] == "ping":
+                self.tell(event="pong")
+
+    def serve(self) -> None:
+        """Run the kernel's loop; its first turn tells the server that whoever connects is answered."""
+        from tornado import ioloop
+
+        ioloop.IOLoop.current().add_callback(lambda: self.tell(event="serving"))
+        self.app.serve()
+
+    def tell(self, **message: Any) -> None:
+        """Send *message* to the server; a server that is gone is no reason to fail."""
+        try:
+            wire.send(self.orders, message)
+        except OSError:
+            pass
+
+
+def adopt_surroundings(order: dict[str, Any]) -> None:
+    """Take the owner's cwd, environment (added, changed and removed), arguments and random seeds."""
+    os.chdir(order["cwd"])
+    wanted = order["env"]
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    os.environ["PWD"] = wanted.get("PWD", "") or order["cwd"]
+    if "PWD" not in wanted:
+        del os.environ["PWD"]
+    sys.argv[:] = [kernel_app.launcher_path(), *order["arguments"]]
+    sys.orig_argv[:] = order["command"]
+    kernel_app.reseed()
+    import IPython.core.interactiveshell as interactiveshell
+
+    if interactiveshell.InteractiveShell.initialized():
+        interactiveshell.InteractiveShell.instance().starting_dir = order["cwd"]
+
+
+def as_freshly_spawned() -> None:
+    """Signals as a spawned Python has them, a session and process group of its own, and no standard input."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    if nothing:
+        os.close(nothing)
+
+
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/task")

@@ -1,0 +1,230 @@
+"""What the pool knows of a way to launch kernels, and of a launched process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from jupyter_kernelpool.channel import Channel
+from jupyter_kernelpool.errors import LaunchFailed, Unfit
+from jupyter_kernelpool.lifecycle import Record, State
+from jupyter_kernelpool.metrics import record_born
+from jupyter_kernelpool.recipes import Recipe
+from jupyter_kernelpool.supervision import Supervision
+
+READY_TIMEOUT = 60.0
+ADOPT_TIMEOUT = 10.0
+PING_TIMEOUT = 5.0
+
+
+class Process:
+    """A launched kernel process: what `subprocess.Popen` is to stock's provisioner, and the pool's handle.
+
+    `poll`, `wait`, `send_signal`, `kill`, `terminate`, `stdin`, `stdout`, `stderr` and `pid` are what
+    jupyter_client's LocalProvisioner uses of a Popen.
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, record: Record, supervision: Supervision, ours: socket.socket | None) -> None:
+        self.record = record
+        self.pid = 0
+        self.exit_code: int | None = None
+        loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = loop.create_future()
+        self.ready: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.serving: asyncio.Future[None] = loop.create_future()
+        self.hung_up: asyncio.Future[None] = loop.create_future()
+        self._adopted: asyncio.Future[None] = loop.create_future()
+        self._pong: asyncio.Future[None] | None = None
+        self._supervision = supervision
+        self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
+        self.connection: dict[str, Any] | None = None
+        for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
+            future.add_done_callback(_retrieve)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended, as far as the supervisor said."""
+        return self.exit_code is None
+
+    def own(self, pid: int) -> None:
+        """The process is *pid*, a child of the supervisor's; its end is reported from here on."""
+        self.pid = self.record.pid = pid
+        self._supervision.watch(pid, self._ended)
+
+    async def adopt(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
+        """Give the process its owner's identity and surroundings, in one step.
+
+        Returns once it took them; it answers on its listeners some milliseconds later (`serving`). Raises
+        `LaunchFailed` when it did not, or not within `ADOPT_TIMEOUT` seconds; it is then not to be used.
+        """
+        if self._channel is None:
+            raise LaunchFailed("this process takes no identity")
+        try:
+            self._channel.send({"op": "adopt", **order}, listeners)
+            async with asyncio.timeout(ADOPT_TIMEOUT):
+                await asyncio.shield(self._adopted)
+        except TimeoutError as error:
+            raise LaunchFailed(f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s") from error
+        except ConnectionError as error:
+            raise LaunchFailed(f"kernel process {self.pid} is gone") from error
+
+    async def check(self) -> bool:
+        """Whether a warm process answers (`PING_TIMEOUT` seconds at most)."""
+        if not self.alive or self._channel is None:
+            return self.alive
+        self._pong = asyncio.get_running_loop().create_future()
+        try:
+            self._channel.send({"op": "ping"})
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._pong
+        except (TimeoutError, ConnectionError):
+            return False
+        return True
+
+    def discard(self, why: str) -> None:
+        """End a process that nobody owns; returns at once."""
+        if self.record.state not in (State.STOPPING, State.DEAD):
+            self.record.move(State.STOPPING, why=why, now=time.time())
+        if self._channel is not None:
+            self._channel.close()
+        with contextlib.suppress(OSError):
+            self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        return self.exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; as stock calls it, only after `poll` gave one."""
+        return self.exit_code if self.exit_code is not None else 0
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the process group; a process that has ended is signalled no more."""
+        if self.alive and self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        match message["event"]:
+            case "warm":
+                self.own(message["pid"])
+                _settle(self.ready, message)
+            case "unfit":
+                facts = {name: message.get(name, "") for name in ("reason", "traceback", "kind")}
+                _fail(self.ready, Unfit(message["reason"], **facts))
+            case "pong":
+                if self._pong is not None:
+                    _settle(self._pong, None)
+            case "adopted":
+                _settle(self._adopted, None)
+            case "failed":
+                _fail(self._adopted, LaunchFailed(f"adopting failed: {message['error']}"))
+            case "serving":
+                _settle(self.serving, None)
+            case "closed":
+                _settle(self.hung_up, None)
+
+    def _silent(self) -> None:
+        gone = LaunchFailed(f"kernel process {self.pid or '(unnamed)'} ended while it was starting")
+        _fail(self.ready, gone)
+        _fail(self._adopted, gone)
+        _fail(self.serving, gone)
+
+    def _ended(self, code: int) -> None:
+        self.exit_code = code
+        self.record.end(why=f"exit code {code}", now=time.time())
+        self._silent()
+        _settle(self.hung_up, None)
+        _settle(self.exited, code)
+        if self._channel is not None:
+            self._channel.close()
+
+
+class Launcher(ABC):
+    """Launches the kernels of one recipe. The pool calls `prepare` once before the first `launch`."""
+
+    way: ClassVar[str]
+
+    def __init__(self, recipe: Recipe, supervision: Supervision, log: logging.Logger) -> None:
+        self.recipe = recipe
+        self.supervision = supervision
+        self.log = log
+
+    @property
+    def quick(self) -> bool:
+        """Whether a launch is so quick that a waiting user is better served by it than by a cold start."""
+        return False
+
+    @property
+    def pid(self) -> int:
+        """The process that stands behind the launches (a template), or 0."""
+        return 0
+
+    def watched(self) -> list[str]:
+        """Paths whose change makes what was launched so far stale."""
+        return []
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """Get ready to launch. Raises `Unfit` if this recipe can't be launched this way, `LaunchFailed` if
+        it may work another time."""
+
+    @abstractmethod
+    async def launch(self) -> Process:
+        """A started process in state WARM. Raises `LaunchFailed`; when cancelled, nothing is left behind."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of whatever stands behind the launches; launched processes live on."""
+
+    def new_record(self) -> Record:
+        """A record in state STARTING, counted."""
+        record = Record(recipe=self.recipe.name, way=self.way, born=time.time())
+        record_born(record)
+        return record
+
+
+async def until_ready(process: Process, timeout: float = READY_TIMEOUT) -> dict[str, Any]:
+    """Wait for the process's own word that it is warm, and note that; when it fails, the process is ended."""
+    try:
+        async with asyncio.timeout(timeout):
+            message = await asyncio.shield(process.ready)
+    except TimeoutError as error:
+        process.discard("not ready in time")
+        raise LaunchFailed(f"not ready within {timeout:g} s", reason="timeout") from error
+    except BaseException:
+        process.discard("did not become ready")
+        raise
+    process.record.move(State.WARM, why="ready", now=time.time())
+    return message
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Mark the exception as seen: not every one of a process's futures has somebody waiting."""
+    if not future.cancelled():
+        future.exception()

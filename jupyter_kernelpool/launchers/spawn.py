@@ -1,0 +1,56 @@
+"""Warm Python kernels spawned ahead, one interpreter each: where forking is not possible or not wanted."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from jupyter_kernelpool.errors import Unfit
+from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.template import kernelside_command, kernelside_settings
+from jupyter_kernelpool.recipes import resolve_interpreter
+
+
+class SpawnLauncher(Launcher):
+    """Spawns kernels that wait, unbound, for their identity."""
+
+    way = "spawn"
+
+    async def prepare(self) -> None:
+        if not self.recipe.adoptable:
+            reason = "not a Python kernel that ipykernel launches"
+            raise Unfit(reason, reason=reason, traceback="")
+
+    def watched(self) -> list[str]:
+        command = self.recipe.command
+        assert command is not None
+        interpreter = resolve_interpreter(command.interpreter)
+        return [interpreter, *_site_packages(interpreter)]
+
+    async def launch(self) -> Process:
+        ours, its = socket.socketpair()
+        process = Process(self.new_record(), self.supervision, ours)
+        with its:
+            pid = await self.supervision.spawn(
+                kernelside_command(self.recipe),
+                env=self.recipe.environment,
+                cwd="/",
+                settings=kernelside_settings(self.recipe, "warm"),
+                fds=[its.fileno()],
+            )
+        process.own(pid)
+        await until_ready(process)
+        return process
+
+    async def close(self) -> None:
+        """Nothing stands behind spawned kernels."""
+
+
+def _site_packages(interpreter: str) -> list[str]:
+    """Where packages are installed for *interpreter*, guessed from its place (lib/python3.X/site-packages)."""
+    library = os.path.join(os.path.dirname(os.path.dirname(interpreter)), "lib")
+    try:
+        versions = [entry for entry in os.listdir(library) if entry.startswith("python3")]
+    except OSError:
+        return []
+    return [os.path.join(library, version, "site-packages") for version in versions]

@@ -1,0 +1,158 @@
+"""Warm kernels as forks of a template: one parked process per recipe that holds the imports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from jupyter_kernelpool.channel import Channel
+from jupyter_kernelpool.errors import LaunchFailed, Unfit
+from jupyter_kernelpool.launchers.base import READY_TIMEOUT, Launcher, Process, until_ready
+from jupyter_kernelpool.recipes import resolve_interpreter
+
+LAUNCH_SCRIPT = Path(__file__).parent.parent / "kernelside" / "launch.py"
+
+
+def kernelside_command(recipe: Any) -> list[str]:
+    """The command that starts `kernelside` in the recipe's environment (the settings follow as JSON)."""
+    command = recipe.command
+    return [resolve_interpreter(command.interpreter), *command.options, str(LAUNCH_SCRIPT)]
+
+
+def kernelside_settings(recipe: Any, mode: str) -> dict[str, Any]:
+    """Settings for `kernelside/launch.py`; the supervisor adds the descriptors."""
+    return {
+        "mode": mode,
+        "arguments": list(recipe.command.arguments),
+        "preload": list(recipe.settings.preload),
+        "init_code": recipe.settings.init_code,
+    }
+
+
+class TemplateLauncher(Launcher):
+    """Forks kernels from a template, which it starts with `prepare` and holds by a private socket pair.
+
+    The socket has no name in the file system: only the server and the template ever hold an end of it.
+    """
+
+    way = "template"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._pid = 0
+        self._channel: Channel | None = None
+        self._ready: asyncio.Future[dict[str, Any]] | None = None
+        self._forks: dict[int, Process] = {}
+        self._ids = itertools.count(1)
+        self._watched: list[str] = []
+        self.seconds_to_load = 0.0
+
+    @staticmethod
+    def why_not(recipe: Any) -> str | None:
+        """Why this platform or recipe can't be forked, or None."""
+        if sys.platform != "linux":
+            return f"forking is done on Linux only (this is {sys.platform})"
+        if not recipe.adoptable:
+            return "not a Python kernel that ipykernel launches"
+        return None
+
+    @property
+    def quick(self) -> bool:
+        return self._channel is not None and not self._channel.closed and bool(self._pid)
+
+    @property
+    def pid(self) -> int:
+        return self._pid if self._channel is not None and not self._channel.closed else 0
+
+    def watched(self) -> list[str]:
+        return self._watched
+
+    async def prepare(self) -> None:
+        reason = self.why_not(self.recipe)
+        if reason is not None:
+            raise Unfit(reason, reason=reason, traceback="")
+        await self.close()
+        ours, its = socket.socketpair()
+        ready = self._ready = asyncio.get_running_loop().create_future()
+        self._channel = Channel(ours, self._heard, self._lost)
+        try:
+            with its:
+                spawned = await self.supervision.spawn(
+                    kernelside_command(self.recipe),
+                    env=self.recipe.environment,
+                    cwd="/",
+                    settings=kernelside_settings(self.recipe, "template"),
+                    fds=[its.fileno()],
+                )
+            self.supervision.watch(spawned, lambda _code: self._lost())
+            try:
+                async with asyncio.timeout(READY_TIMEOUT):
+                    message = await ready
+            except TimeoutError as error:
+                text = f"the template was not ready within {READY_TIMEOUT:g} s: a preload or the init code hangs"
+                raise Unfit(text, reason=text, traceback="", kind="init_code") from error
+        except BaseException:
+            await self.close()
+            raise
+        self._pid = spawned
+        self._watched = message["watch"]
+        self.seconds_to_load = message["seconds"]
+
+    async def launch(self) -> Process:
+        if self._channel is None or self._channel.closed:
+            raise LaunchFailed("the template is gone")
+        ours, its = socket.socketpair()
+        process = Process(self.new_record(), self.supervision, ours)
+        number = next(self._ids)
+        self._forks[number] = process
+        try:
+            with its:
+                self._channel.send({"op": "fork", "id": number}, [its.fileno()])
+            await until_ready(process)
+        except ConnectionError as error:
+            raise LaunchFailed("the template is gone") from error
+        finally:
+            self._forks.pop(number, None)
+        return process
+
+    async def close(self) -> None:
+        pid, self._pid = self._pid, 0
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        match message["event"]:
+            case "ready":
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(message)
+            case "unfit":
+                if self._ready is not None and not self._ready.done():
+                    reason = message["reason"]
+                    self._ready.set_exception(Unfit(reason, **_facts(message)))
+            case "fork_failed":
+                process = self._forks.get(message["id"])
+                if process is not None and not process.ready.done():
+                    process.ready.set_exception(LaunchFailed(f"the template could not fork: {message['error']}"))
+
+    def _lost(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._ready is not None and not self._ready.done():
+            text = "the template ended while it was loading: a preload or the init code ends the process"
+            self._ready.set_exception(Unfit(text, reason=text, traceback="", kind="init_code"))
+
+
+def _facts(message: dict[str, Any]) -> dict[str, Any]:
+    """What `unfit` says, as facts of the error."""
+    return {name: message.get(name, "") for name in ("reason", "traceback", "kind")}

@@ -1,0 +1,306 @@
+"""The kernel managers that Jupyter calls: one per server, one per kernel.
+
+`PoolingKernelManager` admits starts and owns the pool, its keeper and its supervisor.
+`PooledKernelManager` puts our provisioner in place and starts, stops and restarts without stock's waits.
+Both are stock in everything else, and wholly so while `KernelPool.enabled` is false.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import zmq
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
+from jupyter_client.provisioning import KernelProvisionerFactory
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
+from tornado import web
+from traitlets import Instance, Type, default
+
+from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
+from jupyter_kernelpool.keeper import Keeper
+from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.provisioner import PoolProvisioner
+from jupyter_kernelpool.restarter import PromptRestarter
+
+RECONNECT_FIRST_MS = 1
+RECONNECT_MOST_MS = 100
+LOCAL_PROVISIONER = "local-provisioner"
+
+
+def pending(
+    method: Callable[..., Awaitable[Any]],
+) -> Callable[..., Awaitable[Any]]:
+    """jupyter_client's `in_pending_state` without its sleep of 10 ms: the same meaning of `ready`.
+
+    Source: jupyter_client/manager.py `in_pending_state`, which sleeps for its own tests' sake.
+    """
+
+    @functools.wraps(method)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._attempted_start or not self._ready:
+            self._ready = _get_future()
+        try:
+            result = await method(self, *args, **kwargs)
+            if self.owns_kernel:
+                self._ready.set_result(None)
+            return result
+        except Exception as error:
+            self._ready.set_exception(error)
+            self.log.exception(error)
+            raise
+
+    return wrapper
+
+
+def _undecorated(name: str) -> Callable[..., Awaitable[Any]]:
+    """Stock's method without `in_pending_state` around it."""
+    method = getattr(KernelManager, name)
+    return getattr(method, "__wrapped__", method)
+
+
+class PromptKernelManager(AsyncIOLoopKernelManager):
+    """Start, shutdown and restart of one kernel, driven by what happens instead of by polls and sleeps.
+
+    It stands below ServerKernelManager in the method resolution order, so that its `start_kernel` and the
+    like still emit their events. jupyter_client has two names for each method, and both are overridden.
+    """
+
+    pool: KernelPool | None = None
+    _start_kernel = _undecorated("_async_start_kernel")
+    _shutdown_kernel = _undecorated("_async_shutdown_kernel")
+
+    @pending
+    async def _async_start_kernel(self, **kw: Any) -> None:
+        await self._start_kernel(**kw)
+
+    @pending
+    async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        await self._shutdown_kernel(now=now, restart=restart)
+
+    start_kernel = _async_start_kernel
+    shutdown_kernel = _async_shutdown_kernel
+
+    async def _async_pre_start_kernel(self, **kw: Any) -> Any:
+        if self.provisioner is None and self.pool is not None and self.pool.active:
+            self._put_provisioner(kw)
+        return await super()._async_pre_start_kernel(**kw)
+
+    pre_start_kernel = _async_pre_start_kernel
+
+    async def _async_finish_shutdown(
+        self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
+    ) -> None:
+        """As stock; but at a restart the successor may begin as soon as the predecessor let go of its sockets."""
+        provisioner = self.pooled
+        process = provisioner.claimed if provisioner is not None else None
+        if provisioner is None or process is None or not restart:
+            await super()._async_finish_shutdown(waittime, pollinterval, restart)
+            return
+        patience = max(self.shutdown_wait_time if waittime is None else waittime, 0) / 2
+        for status, step in (
+            (_ShutdownStatus.SigtermRequest, provisioner.terminate),
+            (_ShutdownStatus.SigkillRequest, provisioner.kill),
+        ):
+            try:
+                async with asyncio.timeout(patience):
+                    await asyncio.shield(process.hung_up)
+                break
+            except TimeoutError:
+                self._shutdown_status = status
+                await step(restart=restart)
+        else:
+            await asyncio.shield(process.exited)
+        provisioner.let_go(patience or 1.0)
+
+    finish_shutdown = _async_finish_shutdown
+
+    async def _async_wait(self, pollinterval: float = 0.1) -> None:
+        """Wait for the end of the process; called by stock with a timeout around it."""
+        process = self.pooled.claimed if self.pooled is not None else None
+        if process is not None:
+            await asyncio.shield(process.exited)
+        await super()._async_wait(pollinterval=pollinterval)
+
+    def cleanup_ipc_files(self) -> None:
+        """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""
+        if self.pooled is None or not self.pooled.identity.bound:
+            super().cleanup_ipc_files()
+
+    def start_restarter(self) -> None:
+        super().start_restarter()
+        if isinstance(self._restarter, PromptRestarter) and self.pooled is not None:
+            # Ports can't be lost to somebody else while the server holds the listeners.
+            self._restarter.random_ports_until_alive = False
+
+    @property
+    def pooled(self) -> PoolProvisioner | None:
+        """Our provisioner, if this kernel has it."""
+        return self.provisioner if isinstance(self.provisioner, PoolProvisioner) else None
+
+    def _put_provisioner(self, kw: dict[str, Any]) -> None:
+        """Use ours where stock would use its local one; a kernelspec that names another keeps it."""
+        assert self.pool is not None
+        factory = KernelProvisionerFactory.instance(parent=self.parent)
+        spec = self.kernel_spec
+        if spec is None or "kernel_provisioner" in spec.metadata:
+            return
+        if factory.default_provisioner_name != LOCAL_PROVISIONER:
+            return
+        self.kernel_id = self.kernel_id or kw.get("kernel_id")
+        if not self.kernel_id:
+            return
+        provisioner = PoolProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+        provisioner.pool = self.pool
+        provisioner.on_exit = self._kernel_exited
+        provisioner.temporary = getattr(self, "temporary", False)
+        self.provisioner = provisioner
+
+    def _kernel_exited(self) -> None:
+        if isinstance(self._restarter, PromptRestarter):
+            self._restarter.poke()
+
+
+class PooledKernelManager(ServerKernelManager, PromptKernelManager):
+    """The manager of one kernel; *pool* comes from the server's manager, without one it is stock."""
+
+    restarter_class = Type(
+        default_value=PromptRestarter,
+        klass="jupyter_client.ioloop.IOLoopKernelRestarter",
+        config=True,
+        help=AsyncIOLoopKernelManager.restarter_class.help,
+    )
+    temporary = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        pool = getattr(self.parent, "pool", None)
+        self.pool = pool if isinstance(pool, KernelPool) else None
+        self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
+
+
+class PoolingKernelManager(AsyncMappingKernelManager):
+    """The server's kernel manager: stock's, with a pool behind it.
+
+    Put in place by the extension's link hook. All traits of `KernelPool` are checked here, in the
+    constructor: a wrong one stops the server with its name and value.
+    """
+
+    pool = Instance(KernelPool)
+
+    @default("kernel_manager_class")
+    def _default_kernel_manager_class(self) -> str:
+        return "jupyter_kernelpool.manager.PooledKernelManager"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pool = KernelPool(parent=self, log=self.log)
+        self.pool.admission._running = lambda: len(self._kernels)
+        self.keeper = Keeper(self.pool)
+        self._next_is_temporary = False
+        self._started = False
+        if self.pool.active:
+            # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
+            self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
+            self.context.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
+
+    async def start_pool(self) -> None:
+        """Begin to keep kernels warm: the default kernelspec's and those that the configuration names.
+
+        Called when the server starts, and by the first start of a kernel where no extension is loaded.
+        """
+        if self._started or not self.pool.active:
+            return
+        self._started = True
+        try:
+            await self.pool.supervision.start()
+        except SupervisorGone as error:
+            self.log.warning("Kernels start cold: %s", error)
+            self.pool.stopped = True
+            return
+        self.keeper.start()
+        for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
+            await self._foresee(name)
+
+    async def stop_pool(self) -> None:
+        """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
+        if self._started:
+            await self.keeper.stop()
+            await self.pool.close()
+
+    async def shutdown_all(self, now: bool = False) -> None:
+        """As stock; afterwards the supervisor goes, and with it whatever should be left."""
+        await self.stop_pool()
+        await super().shutdown_all(now=now)
+        await self.pool.supervision.close()
+
+    async def request_for(self, kernel_name: str) -> Request:
+        """The request that a plain start of *kernel_name* in the root folder would be.
+
+        Raises `NoSuchKernel`. Reads the kernelspec off the event loop.
+        """
+        assert self.kernel_spec_manager is not None
+        spec = await asyncio.to_thread(self.kernel_spec_manager.get_kernel_spec, kernel_name)
+        probe = PoolProvisioner(kernel_id="", kernel_spec=spec, parent=None)
+        prepared = await super(PoolProvisioner, probe).pre_launch(env=dict(os.environ))
+        environment = {**prepared["env"], "JPY_PARENT_PID": str(os.getpid())}
+        return Request("", kernel_name, spec, environment, self.root_dir, "tcp")
+
+    async def _foresee(self, kernel_name: str) -> None:
+        try:
+            request = await self.request_for(kernel_name)
+            self.pool.recipe_pool(request, pinned=True)
+        except Exception as error:
+            self.log.warning("No kernels of %s are kept warm: %s", kernel_name, error)
+
+    async def _async_start_kernel(  # type: ignore[override]
+        self, *, kernel_id: str | None = None, path: Any = None, **kwargs: Any
+    ) -> str:
+        """As stock, admitted first: 503 with Retry-After when `max_kernels` are running or starting.
+
+        Both stock REST handlers pass `kernel_id=None`: only a value counts.
+        """
+        if not self.pool.enabled or (kernel_id is not None and kernel_id in self):
+            return await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
+        if not self._started and self.pool.active:
+            await self.start_pool()
+        try:
+            temporary = await self.pool.admission.enter()
+        except PoolExhausted as error:
+            refusal = web.HTTPError(error.status, str(error), reason="exhausted")
+            refusal.retry_after = error.facts["retry_after"]
+            raise refusal from error
+        try:
+            self._next_is_temporary = temporary
+            started = await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
+        finally:
+            self.pool.admission.leave()
+        self._note_ready(started)
+        return started
+
+    start_kernel = _async_start_kernel
+
+    def remove_kernel(self, kernel_id: str) -> Any:
+        """As stock; whoever waits for a place gets this one."""
+        removed = super().remove_kernel(kernel_id)
+        self.pool.admission.freed()
+        return removed
+
+    def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
+        made = super().pre_start_kernel(kernel_name, kwargs)
+        self._next_is_temporary = False
+        return made
+
+    def _note_ready(self, kernel_id: str) -> None:
+        """A kernel that serves already is idle: stock would find out by a poll of 50 ms when a client comes."""
+        manager: Any = self._kernels.get(kernel_id)
+        provisioner = getattr(manager, "pooled", None)
+        process = provisioner.claimed if provisioner is not None else None
+        if process is not None and process.serving.done() and process.alive and manager.execution_state == "starting":
+            manager.execution_state = "idle"
+
+

@@ -1,0 +1,480 @@
+"""The pool: which recipes there are, and the claim of a warm kernel for an owner.
+
+Configured with traits; filled by the keeper; asked by the provisioner. There is no way back into it: a
+kernel that had an owner is never warm again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from traitlets import Bool, CaselessStrEnum, Dict, Float, Integer, List, TraitError, Type, Unicode, validate
+from traitlets.config import LoggingConfigurable
+
+from jupyter_kernelpool import metrics
+from jupyter_kernelpool.admission import Admission
+from jupyter_kernelpool.decisions import Policy
+from jupyter_kernelpool.errors import LaunchFailed, NotFound, NotValid, SupervisorGone, WrongState
+from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.spawn import SpawnLauncher
+from jupyter_kernelpool.launchers.template import TemplateLauncher
+from jupyter_kernelpool.launchers.whole import WholeLauncher
+from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.recipe_pool import RecipePool
+from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
+from jupyter_kernelpool.supervision import Supervision
+
+CLAIM_ATTEMPTS = 3
+SETTING_NAMES = {"warm", "max", "preload", "init_code", "launcher"}
+LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One start of a kernel, as far as the pool is concerned. *environment* is what stock would pass."""
+
+    kernel_id: str
+    kernel_name: str
+    spec: Any
+    environment: Mapping[str, str]
+    cwd: str
+    transport: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the claimed kernel becomes: see `kernelside.warm` for the order it is sent as."""
+
+    info: dict[str, Any]
+    connection_file: str
+    listeners: list[int]
+    command: list[str]
+    arguments: list[str]
+
+
+class KernelPool(LoggingConfigurable):
+    """Warm kernels, ready before anybody asks for them."""
+
+    enabled = Bool(
+        True,
+        config=True,
+        help="""Whether to pool kernels. False is exactly stock: the server then uses its own kernel
+        manager and websocket classes.""",
+    )
+    warm = Integer(
+        2,
+        min=0,
+        config=True,
+        help="""Warm kernels kept per recipe, at least (the floor). 0 keeps none ahead of demand; with a
+        template a kernel is then forked when it is asked for.""",
+    )
+    max_warm = Integer(
+        8,
+        min=0,
+        config=True,
+        help="""Warm kernels kept per recipe, at most (the ceiling that demand can raise the number to).
+        0 makes no warm kernels and no templates at all: every start is cold.""",
+    )
+    preload = List(
+        Unicode(),
+        config=True,
+        help="""Modules that templates import beforehand, such as ["numpy", "pandas"]: kernels then have
+        them at once, and share their memory. A module that fails to import, or that starts threads while
+        it is imported, is reported in /pool, and kernels start cold.""",
+    )
+    init_code = Unicode(
+        "",
+        config=True,
+        help="""Code that is run once in each template, in the namespace the user gets. It must end, start no
+        threads and open nothing that forks can't share. Where it fails, the reason is in /pool, and kernels
+        start cold, without it.""",
+    )
+    recipes = Dict(
+        config=True,
+        help="""Settings per kernelspec that differ from the general ones: {kernelspec name: {"warm": n,
+        "max": n, "preload": [modules], "init_code": code, "launcher": name}}. Launchers: "auto" (the
+        default), "template" (forks), "spawn" (Python started ahead), "whole" (any language, started ahead
+        with its own connection; the only one for languages other than Python), "off" (always cold).
+        The kernelspecs named here are kept warm from the server's start.""",
+    )
+    max_kernels = Integer(
+        0,
+        min=0,
+        config=True,
+        help="Kernels that may run at once, pending starts counted. 0 sets no limit.",
+    )
+    exhausted = CaselessStrEnum(
+        ["wait", "fail", "temporary"],
+        default_value="wait",
+        config=True,
+        help="""What a start does when max_kernels run: "wait" for one to end (up to wait_timeout),
+        "fail" with status 503 and Retry-After at once, or "temporary": start anyway, cold and marked.""",
+    )
+    wait_timeout = Float(
+        30.0,
+        min=0,
+        config=True,
+        help="Seconds that a start waits when exhausted is 'wait', before it is refused with 503.",
+    )
+    max_warm_age = Float(
+        3600.0,
+        min=1,
+        config=True,
+        help="Seconds after which a warm kernel that nobody claimed is replaced.",
+    )
+    recipe_idle = Float(
+        3600.0,
+        min=1,
+        config=True,
+        help="""Seconds after which a recipe that nobody used is unloaded, with its template. The default
+        kernelspec's and those named in recipes stay.""",
+    )
+    reserve_memory = Integer(
+        512 * 1024 * 1024,
+        min=0,
+        config=True,
+        help="Bytes of memory to leave free: below it nothing is made ahead, and warm kernels are given up.",
+    )
+    busy_cores = Float(
+        0.9,
+        min=0.0,
+        max=1.0,
+        config=True,
+        help="Share of the cores (0 to 1) above which nothing is made ahead of demand.",
+    )
+    parallel_starts = Integer(
+        max(2, (os.cpu_count() or 1) + 1),
+        min=1,
+        config=True,
+        help="Warm kernels that are being started at the same time, at most.",
+    )
+    claim_timeout = Float(
+        20.0,
+        min=0.1,
+        config=True,
+        help="""Seconds that a claim waits for a kernel that is being made, before the kernel is started
+        cold instead.""",
+    )
+    launchers = List(
+        Type(klass=Launcher),
+        default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],
+        config=True,
+        help="Ways to launch warm kernels, as dotted paths, in the order in which they are tried.",
+    )
+
+    @validate("recipes")
+    def _valid_recipes(self, proposal: Any) -> Any:
+        for name, settings in proposal["value"].items():
+            try:
+                self._settings_from(name, settings)
+            except NotValid as error:
+                raise TraitError(f"KernelPool.recipes: {error}") from error
+        return proposal["value"]
+
+    @validate("max_warm")
+    def _valid_max_warm(self, proposal: Any) -> Any:
+        if 0 < proposal["value"] < self.warm:
+            raise TraitError(
+                f"KernelPool.max_warm = {proposal['value']} must be 0 or at least KernelPool.warm = {self.warm}"
+            )
+        return proposal["value"]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in self.trait_names(config=True):
+            getattr(self, name)  # a wrong value stops the server here, not at the first claim
+        self.pools: dict[str, RecipePool] = {}
+        self.supervision = Supervision(self.log)
+        self.admission = Admission(self.max_kernels, self.exhausted, self.wait_timeout, lambda: 0)
+        self.overrides: dict[str, Settings] = {}
+        self.paused = False
+        self.stopped = False
+        self.last_start = time.monotonic() - 60
+        self.wake = asyncio.Event()
+        self._starting: dict[str, float] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    # -- policy -------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The traits that decide, for `decisions.plan`."""
+        return Policy(
+            max_warm_age=self.max_warm_age,
+            recipe_idle=self.recipe_idle,
+            parallel_starts=self.parallel_starts,
+            reserve_memory=self.reserve_memory,
+            busy_cores=self.busy_cores,
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether claims are served: switched on, not stopped, on a platform that can."""
+        return self.enabled and not self.stopped and sys.platform == "linux"
+
+    def settings_for(self, kernel_name: str) -> Settings:
+        """What the configuration, or a later change through REST, says about *kernel_name*."""
+        if kernel_name in self.overrides:
+            return self.overrides[kernel_name]
+        return self._settings_from(kernel_name, self.recipes.get(kernel_name, {}))
+
+    def _settings_from(self, name: str, given: Any) -> Settings:
+        if not isinstance(given, dict):
+            raise NotValid(f"{name!r}: settings must be a dict, not {given!r}")
+        unknown = set(given) - SETTING_NAMES
+        if unknown:
+            allowed = ", ".join(sorted(SETTING_NAMES))
+            raise NotValid(f"{name!r} has no setting {sorted(unknown)[0]!r}; there are: {allowed}")
+        for number in ("warm", "max"):
+            value = given.get(number, 0)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise NotValid(f"{name!r}: {number} = {value!r} must be a whole number of 0 or more")
+        launcher = given.get("launcher", "auto")
+        if launcher not in LAUNCHER_NAMES:
+            raise NotValid(f"{name!r}: launcher = {launcher!r} must be one of {', '.join(LAUNCHER_NAMES)}")
+        preload = given.get("preload", self.preload)
+        if not isinstance(preload, list) or not all(isinstance(module, str) for module in preload):
+            raise NotValid(f"{name!r}: preload = {preload!r} must be a list of module names")
+        init_code = given.get("init_code", self.init_code)
+        if not isinstance(init_code, str):
+            raise NotValid(f"{name!r}: init_code must be text")
+        warm = given.get("warm", min(self.warm, given.get("max", self.warm)))
+        most = given.get("max", max(self.max_warm, warm) if self.max_warm else 0)
+        if most and warm > most:
+            raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
+        return Settings(min(warm, most), most, tuple(preload), init_code, launcher)
+
+    def change_settings(self, kernel_name: str, changes: dict[str, Any]) -> Settings:
+        """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong."""
+        present = self.settings_for(kernel_name)
+        merged: dict[str, Any] = {
+            "warm": present.warm, "max": present.max, "preload": list(present.preload),
+            "init_code": present.init_code, "launcher": present.launcher,
+        }  # fmt: skip
+        if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
+            merged["max"] = max(merged["max"], changes["warm"])
+        settings = self._settings_from(kernel_name, {**merged, **changes})
+        self.overrides[kernel_name] = settings
+        self.wake.set()
+        return settings
+
+    # -- recipes ------------------------------------------------------------------------------------
+
+    def recipe_pool(self, request: Request, *, pinned: bool = False) -> RecipePool | None:
+        """The pool of the recipe that *request* needs, made if need be; None if it is not pooled."""
+        settings = self.settings_for(request.kernel_name)
+        if settings.launcher == "off" or settings.max == 0:
+            return None
+        recipe = build_recipe(
+            kernel_name=request.kernel_name,
+            spec=request.spec,
+            env=request.environment,
+            settings=settings,
+            cwd=request.cwd,
+            transport=request.transport,
+        )
+        if not recipe.adoptable and settings.launcher != "whole":
+            return None
+        key = recipe.key
+        if key not in self.pools:
+            self.pools[key] = RecipePool(
+                self._named(recipe), self._launchers_for(recipe), self.supervision, self.log, pinned=pinned
+            )
+            self.wake.set()
+        pool = self.pools[key]
+        if pool.recipe.settings != settings:  # only numbers: all else is part of the key
+            pool.recipe = self._named(recipe, pool.recipe.name)
+        return pool
+
+    def find(self, name: str) -> RecipePool:
+        """The pool of the recipe called *name*; raises `NotFound`."""
+        for pool in self.pools.values():
+            if pool.recipe.name == name:
+                return pool
+        raise NotFound(f"there is no recipe {name!r}", recipe=name)
+
+    async def remove(self, name: str) -> None:
+        """Drain and forget the recipe *name*; raises `NotFound`. A later request makes it anew."""
+        pool = self.find(name)
+        self.pools.pop(pool.recipe.key, None)
+        self.pools = {key: other for key, other in self.pools.items() if other is not pool}
+        self.overrides.pop(pool.recipe.kernel_name, None)
+        await pool.close()
+
+    def add(self, request: Request, changes: dict[str, Any]) -> RecipePool:
+        """Make the recipe for *request* with settings changed by *changes*; raises `WrongState` if it exists."""
+        if any(pool.recipe.name == request.kernel_name for pool in self.pools.values()):
+            raise WrongState(f"the recipe {request.kernel_name!r} exists already", recipe=request.kernel_name)
+        self.change_settings(request.kernel_name, changes)
+        pool = self.recipe_pool(request, pinned=True)
+        if pool is None:
+            self.overrides.pop(request.kernel_name, None)
+            raise NotValid(
+                f"kernels of {request.kernel_name!r} can't be pooled with these settings (another language "
+                'needs "launcher": "whole"; "max" must be above 0)'
+            )
+        return pool
+
+    def _named(self, recipe: Recipe, name: str | None = None) -> Recipe:
+        from dataclasses import replace
+
+        taken = {pool.recipe.name for pool in self.pools.values()}
+        if name is None:
+            name = recipe.kernel_name if recipe.kernel_name not in taken else f"{recipe.kernel_name}-{recipe.key}"
+        return replace(recipe, name=name, environment=recipe.environment)
+
+    def _launchers_for(self, recipe: Recipe) -> list[type[Launcher]]:
+        wanted = recipe.settings.launcher
+        if wanted == "auto":
+            return [launcher for launcher in self.launchers if launcher.way != "whole"]
+        return [launcher for launcher in self.launchers if launcher.way == wanted]
+
+    # -- claims -------------------------------------------------------------------------------------
+
+    def poolable(self, request: Request) -> RecipePool | None:
+        """The recipe pool that could serve *request* by giving a warm kernel the identity of its owner."""
+        if not self.active:
+            return None
+        pool = self.recipe_pool(request)
+        return pool if pool is not None and pool.recipe.adoptable else None
+
+    async def claim(self, request: Request, identity: Identity) -> Process | None:
+        """Hand over a kernel that has taken *identity*, or None: then start it cold.
+
+        Called from `PoolProvisioner.launch_kernel`. Never raises for a failure of ours: it is counted, noted
+        in the recipe's `last_error`, logged once, and answered None. If cancelled, a kernel that was not
+        told its identity stays warm; one that was is ended, and replaced.
+        """
+        began = time.monotonic()
+        pool = self.recipe_pool(request)
+        if pool is None:
+            return None
+        if pool.stale:
+            self.wake.set()
+            return self._cold(pool)
+        for _ in range(CLAIM_ATTEMPTS):
+            outcome = "hit"
+            process = pool.take()
+            if process is None:
+                if not pool.worth_waiting:
+                    break
+                outcome = "forked"
+                self.wake.set()
+                try:
+                    process = await pool.wait(self.claim_timeout)
+                except (LaunchFailed, SupervisorGone):
+                    break
+            if not await self._adopt(process, request, identity):
+                continue
+            seconds = time.monotonic() - began
+            pool.hits += 1
+            pool.waits.append(seconds)
+            metrics.CLAIMS.labels(recipe=pool.recipe.name, outcome=outcome).inc()
+            metrics.CLAIM_WAIT.observe(seconds)
+            self.wake.set()
+            return process
+        return self._cold(pool)
+
+    async def claim_whole(self, request: Request) -> Process | None:
+        """A warm kernel with a connection of its own, for a request that can take over that; else None."""
+        if not self.active:
+            return None
+        pool = self.recipe_pool(request)
+        if pool is None or pool.recipe.adoptable:
+            return None
+        process = pool.take()
+        if process is None or pool.stale:
+            self._cold(pool)
+            return None
+        process.record.kernel_id = request.kernel_id
+        process.record.move(State.ACTIVE, why="claimed", now=time.time())
+        pool.hits += 1
+        metrics.CLAIMS.labels(recipe=pool.recipe.name, outcome="hit").inc()
+        self.wake.set()
+        return process
+
+    async def _adopt(self, process: Process, request: Request, identity: Identity) -> bool:
+        process.record.kernel_id = request.kernel_id
+        process.record.move(State.ACTIVE, why="claimed", now=time.time())
+        order = {
+            "info": identity.info,
+            "connection_file": identity.connection_file,
+            "command": identity.command,
+            "arguments": identity.arguments,
+            "cwd": request.cwd,
+            "env": dict(request.environment),
+        }
+        try:
+            await process.adopt(order, identity.listeners)
+        except LaunchFailed as error:
+            self.log.warning("Kernel %s: a warm kernel could not be adopted: %s", request.kernel_id, error)
+            process.discard("not adopted")
+            return False
+        except BaseException:
+            process.discard("the claim was cancelled")
+            raise
+        return True
+
+    def _cold(self, pool: RecipePool) -> None:
+        pool.misses += 1
+        metrics.CLAIMS.labels(recipe=pool.recipe.name, outcome="cold").inc()
+        self.wake.set()
+
+    # -- starts and ends of users' kernels ----------------------------------------------------------
+
+    def user_start_began(self, kernel_id: str) -> None:
+        """A user's kernel is being started: nothing is made ahead beside it."""
+        self._starting[kernel_id] = time.monotonic()
+
+    def user_start_ended(self, kernel_id: str) -> None:
+        """The user's kernel is ready, or failed: refilling may begin."""
+        if self._starting.pop(kernel_id, None) is not None:
+            self.last_start = time.monotonic()
+            self.wake.set()
+
+    @property
+    def users_starting(self) -> int:
+        """Starts of users' kernels that are not ready, for 10 s at most: a kernel without a client says
+        nothing once it is up."""
+        horizon = time.monotonic() - 10
+        self._starting = {key: at for key, at in self._starting.items() if at > horizon}
+        return len(self._starting)
+
+    def retire(self, process: Process, timeout: float) -> None:
+        """See an owned process off in the background: it ends by itself, else SIGTERM, else SIGKILL."""
+        task = asyncio.create_task(_see_off(process, timeout), name=f"retire-{process.pid}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def warmed(self, timeout: float = 30.0) -> None:
+        """Wait until each recipe that can has as many warm kernels as its floor; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout):
+            while not all(len(pool.warm) >= pool.recipe.settings.warm for pool in self.pools.values()):
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End everything that has no owner; kernels that have one live on."""
+        self.stopped = True
+        for pool in list(self.pools.values()):
+            await pool.close()
+        self.pools.clear()
+
+
+async def _see_off(process: Process, timeout: float) -> None:
+    for step in (None, process.terminate, process.kill):
+        if step is not None:
+            step()
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(process.exited)
+                return
+        except TimeoutError:
+            continue
+
+

@@ -1,0 +1,217 @@
+"""jupyter_client's door: where stock says "launch this kernel", ask the pool for a warm one.
+
+All else is stock's LocalProvisioner: ports, encryption policy, connection file, environment and command are
+worked out by it; and it launches the kernel itself whenever the pool has nothing to give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+
+from jupyter_kernelpool import metrics
+from jupyter_kernelpool.identity import Identity
+from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.lifecycle import Record, State
+from jupyter_kernelpool.pool import Identity as Adoption
+from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.recipes import read_python_command
+
+# What a start may carry besides, and still be served by a claim: the rest is for Popen, so for a cold start.
+CLAIMABLE_ARGUMENTS = {"env", "cwd", "kernel_id", "cmd"}
+
+
+class PoolProvisioner(LocalProvisioner):
+    """Launches by claiming; *pool* is set by the KernelManager that made it."""
+
+    pool: KernelPool
+    on_exit: Callable[[], None] | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.identity = Identity(self.parent)
+        self.record: Record | None = None
+        self.temporary = False
+        self._whole: Process | None = None
+        self._tracked_pid = 0
+
+    # -- launching ----------------------------------------------------------------------------------
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Called by `KernelManager.pre_start_kernel`: bind the id's listeners first, then as stock.
+
+        The ports are thereby set before stock would look for free ones, and stock writes the connection file
+        (with `jupyter_session`) exactly once.
+        """
+        manager: Any = self.parent
+        request = self._request(kwargs)
+        if request is not None:
+            if self.pool.poolable(request) is not None:
+                if self.identity.bind():
+                    self.ports_cached = True
+            elif not manager._connection_file_written:
+                await self._take_whole(request)
+        prepared = await super().pre_launch(**kwargs)
+        self.pool.supervision.guard([manager.connection_file, *self.identity.ipc_paths()])
+        return prepared
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Called by `KernelManager.launch_kernel`: a claimed kernel if there is one, else stock's launch."""
+        began = time.monotonic()
+        self.pool.user_start_began(self.kernel_id)
+        try:
+            process = self._whole or await self._claim(cmd, kwargs)
+            self._whole = None
+            if process is None:
+                await self._launch_cold(cmd, kwargs)
+                metrics.START.labels(way="cold").observe(time.monotonic() - began)
+            else:
+                self._take_over(process, kwargs.get("cwd"))
+                process.serving.add_done_callback(lambda done: self._serving(done, process, began))
+        except BaseException:
+            self.pool.user_start_ended(self.kernel_id)
+            raise
+        return self.connection_info
+
+    def _request(self, kwargs: dict[str, Any]) -> Request | None:
+        """What the pool is asked for; None if this start can't be served by a claim."""
+        arguments = {name for name, value in kwargs.items() if value not in (None, [], {})}
+        if not self.pool.active or self.temporary or arguments - CLAIMABLE_ARGUMENTS:
+            return None
+        manager: Any = self.parent
+        spec = self.kernel_spec
+        environment = dict(kwargs.get("env") or os.environ)
+        if spec.env:  # what stock's pre_launch does with it
+            from string import Template
+
+            environment.update(
+                {name: Template(value).safe_substitute(environment) for name, value in spec.env.items()}
+            )
+        if spec.language.lower().startswith("python"):
+            environment.pop("PYTHONEXECUTABLE", None)
+        environment["JPY_PARENT_PID"] = str(os.getpid())
+        cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        return Request(
+            kernel_id=self.kernel_id,
+            kernel_name=manager.kernel_name,
+            spec=spec,
+            environment=environment,
+            cwd=cwd,
+            transport=manager.transport,
+        )
+
+    async def _claim(self, cmd: list[str], kwargs: dict[str, Any]) -> Process | None:
+        request = self._request(kwargs) if self.identity.bound else None
+        command = read_python_command(list(self.kernel_spec.argv)) if request is not None else None
+        if request is None or command is None:
+            return None
+        manager: Any = self.parent
+        info = {**self.connection_info, "key": _text(self.connection_info["key"])}
+        path = os.path.realpath(manager.connection_file)
+        arguments = [path if part == "{connection_file}" else part for part in command.arguments]
+        return await self.pool.claim(
+            request, Adoption(info, path, self.identity.descriptors(), cmd, arguments)
+        )
+
+    async def _take_whole(self, request: Request) -> None:
+        """Take over the connection of a warm kernel of another kind, before stock writes the file."""
+        process = await self.pool.claim_whole(request)
+        if process is None or process.connection is None:
+            return
+        manager: Any = self.parent
+        for name in ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port"):
+            setattr(manager, name, process.connection[name])
+        manager.ip = process.connection["ip"]
+        manager.session.key = process.connection["key"].encode()
+        self.ports_cached = True
+        self._whole = process
+
+    async def _launch_cold(self, cmd: list[str], kwargs: dict[str, Any]) -> None:
+        self.identity.release()
+        manager: Any = self.parent
+        self.record = Record(recipe=manager.kernel_name, way="cold", born=time.time(), kernel_id=self.kernel_id)
+        metrics.record_born(self.record)
+        try:
+            await super().launch_kernel(cmd, **kwargs)
+        except BaseException as error:
+            self.record.end(why=f"not started: {error}", now=time.time())
+            raise
+        assert self.pid is not None
+        self.record.pid = self.pid
+        self.record.move(State.ACTIVE, why="started cold", now=time.time())
+        self._tracked_pid = self.pid
+        self.pool.supervision.track(self.pid)
+
+    def _take_over(self, process: Process, cwd: Any) -> None:
+        self.process = process
+        self.record = process.record
+        self.pid = self.pgid = process.pid
+        self.cwd = cwd or os.getcwd()
+        process.exited.add_done_callback(lambda _: self._exited(process))
+
+    def _serving(self, done: asyncio.Future[None], process: Process, began: float) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self.pool.user_start_ended(self.kernel_id)
+            return
+        metrics.START.labels(way=process.record.way).observe(time.monotonic() - began)
+        manager: Any = self.parent
+        if process is self.process and getattr(manager, "execution_state", None) == "starting":
+            # Stock learns it from the first status that a client's request brings, in steps of 50 ms.
+            manager.execution_state = "idle"
+        self.pool.user_start_ended(self.kernel_id)
+
+    def _exited(self, process: Process) -> None:
+        if process is self.process and self.on_exit is not None:
+            self.on_exit()
+
+    # -- the running kernel -------------------------------------------------------------------------
+
+    @property
+    def claimed(self) -> Process | None:
+        """The pool's process behind this kernel, or None if it runs as stock started it."""
+        return self.process if isinstance(self.process, Process) else None
+
+    def let_go(self, timeout: float) -> None:
+        """At a restart: the predecessor no longer holds the listeners; see it off in the background."""
+        process = self.claimed
+        if process is not None:
+            if process.record.state not in (State.STOPPING, State.DEAD):
+                process.record.move(State.STOPPING, why="restarted", now=time.time())
+            self.pool.retire(process, timeout)
+            self.process = None
+
+    async def wait(self) -> int | None:
+        """As stock, woken by the exit instead of by a poll every 100 ms."""
+        process = self.claimed
+        if process is not None:
+            await asyncio.shield(process.exited)
+        code = await super().wait()
+        self._note_end(code)
+        return code
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Called by `KernelManager.cleanup_resources`."""
+        await super().cleanup(restart=restart)
+        self._note_end(None)
+        if not restart:
+            manager: Any = self.parent
+            self.pool.supervision.release([manager.connection_file, *self.identity.ipc_paths()])
+            self.identity.close()
+            self.pool.user_start_ended(self.kernel_id)
+
+    def _note_end(self, code: int | None) -> None:
+        if self._tracked_pid and self.process is None:
+            self.pool.supervision.untrack(self._tracked_pid)
+            self._tracked_pid = 0
+        if self.record is not None and self.record.way == "cold" and self.process is None:
+            self.record.end(why=f"exit code {code}" if code is not None else "ended", now=time.time())
+
+
+def _text(key: Any) -> str:
+    return key.decode() if isinstance(key, bytes) else str(key)

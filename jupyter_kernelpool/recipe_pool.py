@@ -1,0 +1,289 @@
+"""One recipe's warm kernels: its launcher, who waits, what is being started, what went wrong.
+
+State changes sit in synchronous code; the coroutines `load`, `launch_one` and `wait` act. A process goes
+to the waiter that waits longest, else it becomes warm; it never comes back once it had an owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_kernelpool import metrics
+from jupyter_kernelpool.decisions import RecipeView, Stage, WarmView, backoff
+from jupyter_kernelpool.errors import LaunchFailed, Unfit
+from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.recipes import Recipe, fingerprint
+from jupyter_kernelpool.supervision import Supervision
+
+BREAKER_FAILURES = 3
+REMEMBERED_CLAIMS = 1000
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the recipe's last load or launch failed."""
+
+    reason: str
+    traceback: str
+    at: float
+
+
+class RecipePool:
+    """The warm kernels of *recipe*; *launchers* are tried in order until one is fit for it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        launchers: Sequence[type[Launcher]],
+        supervision: Supervision,
+        log: logging.Logger,
+        *,
+        pinned: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.pinned = pinned
+        self.log = log
+        self.stage = Stage.DOWN
+        self.launcher: Launcher | None = None
+        self.warm: deque[tuple[Process, float]] = deque()
+        self.starting = 0
+        self.waiters: deque[asyncio.Future[Process]] = deque()
+        self.claims: deque[float] = deque(maxlen=REMEMBERED_CLAIMS)
+        self.waits: deque[float] = deque(maxlen=REMEMBERED_CLAIMS)
+        self.hits = 0
+        self.misses = 0
+        self.failures = 0
+        self.retry_at = 0.0
+        self.last_error: Failure | None = None
+        self.init_code_failed = False
+        self.last_used = time.monotonic()
+        self.draining = False
+        self._launcher_classes = list(launchers)
+        self._supervision = supervision
+        self._fingerprint = ""
+        self._reported: set[str] = set()
+
+    # -- what it looks like -------------------------------------------------------------------------
+
+    @property
+    def breaker(self) -> str:
+        """`closed` (all well), `open` (failing, not tried until `retry_at`) or `half-open` (tried again)."""
+        if self.failures < BREAKER_FAILURES and self.stage is not Stage.FAILED:
+            return "closed"
+        return "open" if time.monotonic() < self.retry_at else "half-open"
+
+    @property
+    def waiting(self) -> int:
+        return sum(1 for waiter in self.waiters if not waiter.done())
+
+    @property
+    def stale(self) -> bool:
+        """Whether something was installed or edited since the launcher was prepared."""
+        return bool(self._fingerprint) and self._fingerprint != self._look()
+
+    def view(self) -> RecipeView:
+        return RecipeView(
+            key=self.recipe.key,
+            stage=self.stage,
+            warm=tuple(WarmView(process.record.id, since) for process, since in self.warm if process.alive),
+            starting=self.starting,
+            waiting=self.waiting,
+            floor=self.recipe.settings.warm,
+            ceiling=self.recipe.settings.max,
+            claims=tuple(self.claims),
+            last_used=self.last_used,
+            retry_at=self.retry_at,
+            stale=self.stale,
+            pinned=self.pinned,
+            draining=self.draining,
+        )
+
+    # -- handing out --------------------------------------------------------------------------------
+
+    def take(self) -> Process | None:
+        """The warm kernel that is warm longest and still alive, which is then the caller's; or None."""
+        self.claims.append(time.monotonic())
+        self.last_used = time.monotonic()
+        while self.warm:
+            process, _ = self.warm.popleft()
+            if process.alive and process.record.state is State.WARM:
+                return process
+        return None
+
+    @property
+    def worth_waiting(self) -> bool:
+        """Whether a kernel will be there sooner than a cold start would be."""
+        return (
+            self.stage is Stage.READY
+            and not self.draining
+            and self.recipe.settings.max > 0
+            and self.launcher is not None
+            and (self.launcher.quick or self.starting > self.waiting)
+            and self.breaker != "open"
+        )
+
+    async def wait(self, timeout: float) -> Process:
+        """The next kernel that gets ready, in the order of asking.
+
+        Raises `LaunchFailed` when its launch failed or took longer than *timeout* seconds. If the caller is
+        cancelled, a kernel already handed to it goes to the next.
+        """
+        waiter: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
+        self.waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError as error:
+            self._pass_on(waiter)
+            raise LaunchFailed(f"no kernel became warm within {timeout:g} s", reason="timeout") from error
+        except asyncio.CancelledError:
+            self._pass_on(waiter)
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                self.waiters.remove(waiter)
+
+    def give(self, process: Process) -> None:
+        """A kernel is warm: to who waits longest, else kept; ended when the recipe is draining."""
+        if not process.alive:
+            return
+        if self.draining:
+            process.discard("draining")
+            return
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(process)
+                return
+        self.warm.append((process, time.monotonic()))
+        process.exited.add_done_callback(lambda _: self._forget(process))
+
+    def _pass_on(self, waiter: asyncio.Future[Process]) -> None:
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            self.give(waiter.result())
+
+    def _forget(self, process: Process) -> None:
+        self.warm = deque(entry for entry in self.warm if entry[0] is not process)
+
+    # -- making -------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Prepare a launcher, the first that is fit; on failure note why, and when to try again."""
+        self.stage = Stage.LOADING
+        self.draining = False
+        error: LaunchFailed | None = None
+        for launcher_class in self._launcher_classes:
+            launcher = launcher_class(self.recipe, self._supervision, self.log)
+            try:
+                await launcher.prepare()
+            except LaunchFailed as failure:
+                await launcher.close()
+                error = failure
+                if getattr(failure, "kind", "") in ("preload", "init_code"):
+                    break  # another way of launching would run the same code
+                continue
+            except BaseException:
+                self.stage = Stage.DOWN
+                raise
+            self.launcher = launcher
+            self._fingerprint = self._look()
+            self.stage = Stage.READY
+            self.retry_at = 0.0
+            self.init_code_failed = False
+            return
+        self.stage = Stage.FAILED
+        self._failed(error or LaunchFailed("no launcher is configured"))
+
+    async def launch_one(self) -> None:
+        """Start one kernel and give it to whoever needs it; a failure is noted, and told to one waiter."""
+        launcher = self.launcher
+        if launcher is None:
+            return
+        self.starting += 1
+        began = time.monotonic()
+        try:
+            process = await launcher.launch()
+        except LaunchFailed as error:
+            self._failed(error)
+            if isinstance(error, Unfit) or not launcher.quick:
+                self.stage = Stage.DOWN  # a spawn that is unfit, or a template that is gone
+            self._refuse(error)
+            return
+        except BaseException as error:
+            self._refuse(LaunchFailed(f"the launch was stopped: {error!r}"))
+            raise
+        finally:
+            self.starting -= 1
+        self.failures = 0
+        self.last_error = None
+        metrics.LAUNCH.labels(way=launcher.way).observe(time.monotonic() - began)
+        if launcher is self.launcher:
+            self.give(process)
+        else:
+            process.discard("its template is no longer the recipe's")
+
+    def evict(self, record_id: str, why: str) -> None:
+        """End the warm kernel with that record id."""
+        for process, _ in list(self.warm):
+            if process.record.id == record_id:
+                self._forget(process)
+                process.discard(why)
+                metrics.EVICTIONS.labels(why=why).inc()
+
+    async def drain(self, why: str) -> None:
+        """End all warm kernels and let the launcher go; the next load begins anew."""
+        for process, _ in list(self.warm):
+            process.discard(why)
+            metrics.EVICTIONS.labels(why=why).inc()
+        self.warm.clear()
+        launcher, self.launcher = self.launcher, None
+        self._fingerprint = ""
+        if self.stage is not Stage.LOADING:
+            self.stage = Stage.DOWN
+        if launcher is not None:
+            await launcher.close()
+
+    async def close(self) -> None:
+        """The server stops, or the recipe goes: end everything, refuse who waits."""
+        self.draining = True
+        self._refuse_all(LaunchFailed("the pool is stopping"))
+        await self.drain("the pool is stopping")
+
+    def _look(self) -> str:
+        return fingerprint(self.launcher.watched()) if self.launcher is not None else ""
+
+    def _failed(self, error: LaunchFailed) -> None:
+        self.failures += 1
+        metrics.FAILURES.labels(recipe=self.recipe.name).inc()
+        permanent = isinstance(error, Unfit)
+        delay = backoff(max(self.failures, 5 if permanent else 0)) * random.uniform(0.8, 1.2)  # noqa: S311
+        self.retry_at = time.monotonic() + delay
+        facts: dict[str, Any] = error.facts
+        reason = str(error)
+        self.last_error = Failure(reason, facts.get("traceback", ""), time.time())
+        self.init_code_failed = self.init_code_failed or facts.get("kind") == "init_code"
+        if self.stage is Stage.FAILED:
+            self._refuse_all(error)
+        if reason not in self._reported:
+            self._reported.add(reason)
+            self.log.warning("Kernels of %s start cold: %s", self.recipe.name, reason)
+
+    def _refuse(self, error: LaunchFailed) -> None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+                return
+
+    def _refuse_all(self, error: LaunchFailed) -> None:
+        while self.waiters:
+            self._refuse(error)

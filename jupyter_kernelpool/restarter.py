@@ -1,0 +1,29 @@
+"""Auto-restart that does not wait for the next poll: the supervisor tells at once that a kernel ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
+
+
+class PromptRestarter(AsyncIOLoopKernelRestarter):
+    """Stock's restarter, whose polls don't overlap and can be called for."""
+
+    _busy = False
+    _poke: asyncio.Task[None] | None = None
+
+    async def poll(self) -> None:  # type: ignore[override]
+        """As stock, but never two at once: a restart may take longer than the interval."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            await super().poll()
+        finally:
+            self._busy = False
+
+    def poke(self) -> None:
+        """The kernel ended: look now, if it is being watched at all."""
+        if self._pcallback is not None and not self.kernel_manager.shutting_down:
+            self._poke = asyncio.ensure_future(self.poll())

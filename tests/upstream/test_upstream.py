@@ -1,0 +1,135 @@
+"""jupyter_server's and jupyter_client's own tests, of the installed versions, run on our classes.
+
+The tests come from the source distributions, which pip fetches into pytest's cache; a fetch that
+fails is a failure. They run unedited: what is exchanged, the plugins beside this file exchange.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TIMEOUT = 900.0
+# Upstream treats warnings as errors. These two are about upstream's tests, not about what they
+# test: jupyter_server 2.21 builds its requests in a way that tornado 6.6 deprecates.
+IGNORED = (
+    "ignore:The method, uri, and version arguments:DeprecationWarning",
+    "ignore:The start_line argument to HTTPServerRequest:DeprecationWarning",
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Some of a package's own tests, and what has to be seen when they have run."""
+
+    package: str
+    tests: tuple[str, ...]
+    options: tuple[str, ...]
+    at_least: int  # tests, collected with the stock package
+    exercised: str  # what the plugin counts in each test: our classes had a part in it
+    exercised_in: int  # tests, at least
+
+
+SERVER = ("tests/services/kernels", "tests/services/sessions")
+SUITES = {
+    # All of them, as they are: the extension's defaults serve where a test names no manager, and
+    # where one names a manager (synchronous, asynchronous, NewPorts) that manager is respected.
+    "server-with-extension": Suite(
+        "jupyter_server", SERVER, ("-p", "upstream_server"), 180, "hits", 9
+    ),
+    # Those that name the asynchronous manager, plain or with pending kernels, on ours.
+    "server-on-our-manager": Suite(
+        "jupyter_server", SERVER, ("-p", "upstream_server", "--pooled"), 60, "hits", 40
+    ),
+    # Those that make an asynchronous kernel manager: the other tests never meet our class.
+    "client-on-our-kernel-manager": Suite(
+        "jupyter_client",
+        (
+            "tests/test_manager.py",
+            "tests/test_kernelmanager.py",
+            "tests/test_multikernelmanager.py",
+            "tests/test_restarter.py",
+        ),
+        (
+            *("-p", "upstream_client"),
+            *("--kernel-manager", "jupyter_kernelpool.manager.PooledKernelManager"),
+            "-k",
+            "async or required_transport_encryption or start_new_kernel or templated_kspec_env"
+            " or (test_signal_kernel_subprocesses and not Gracefully)",
+        ),
+        43,
+        "ours",
+        43,
+    ),
+}
+
+
+def fetch_tests(package: str, cache: Path) -> Path:
+    """The folder with the tests of the installed *package*, and nothing else of its source."""
+    release = f"{package}-{version(package)}"
+    root = cache / release
+    if not root.is_dir():
+        pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--dest", cache)
+        subprocess.run(
+            [*pip, "--no-binary", package, f"{package}=={version(package)}"], check=True, timeout=300
+        )
+        partial = cache / f"{release}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        with tarfile.open(cache / f"{release}.tar.gz") as archive:
+            wanted = [
+                member
+                for member in archive
+                if member.name == f"{release}/pyproject.toml"
+                or member.name.startswith(f"{release}/tests/")
+            ]
+            archive.extractall(partial, wanted, filter="data")
+        (partial / release).rename(root)
+    return root
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT + 330)
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES.keys())
+def test_upstream_suite_passes(
+    suite: Suite, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
+    root = fetch_tests(suite.package, pytestconfig.cache.mkdir("upstream"))  # type: ignore[union-attr]
+    report, log = tmp_path / "report.xml", tmp_path / "output.txt"
+    command = [sys.executable, "-m", "pytest", *suite.tests, *suite.options]
+    command += [f"--junitxml={report}", f"--basetemp={tmp_path / 'upstream'}"]
+    command += ["-q", "--color=no", "-o", "log_cli=false", "-p", "no:cacheprovider", "-p", "no:flaky"]
+    command += [argument for warning in IGNORED for argument in ("-W", warning)]
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("wb") as output:
+        # A file, not a pipe: a kernel that outlives the run would keep a pipe open.
+        run = subprocess.run(
+            command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT,
+        )
+    print(log.read_text(errors="replace"))
+    assert run.returncode == 0
+
+    result = next(ET.parse(report).iter("testsuite"))
+    assert int(result.attrib["tests"]) >= suite.at_least
+    # Upstream skips none of these on Linux.
+    assert [result.attrib[name] for name in ("failures", "errors", "skipped")] == ["0"] * 3
+    counts = [
+        int(entry.attrib["value"])
+        for entry in result.iter("property")
+        if entry.attrib["name"] == suite.exercised
+    ]
+    assert sum(count > 0 for count in counts) >= suite.exercised_in
