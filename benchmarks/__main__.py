@@ -21,9 +21,9 @@ from benchmarks.servers import VARIANTS
 ROUNDS, QUICK_ROUNDS = 15, 3
 EXAMPLES = """
 examples:
-  ./dev bench                          everything, an hour or less; updates table and plot in docs/ and README.md
-  ./dev bench start restart            two measures; JSON in benchmarks/results/partial.json, docs left alone
-  ./dev bench --quick --out /tmp/b     everything in a few minutes, table and plot to /tmp/b
+  ./dev bench                          everything; updates table and plot in docs/ and README.md
+  ./dev bench start restart            two measures; rows in benchmarks/results/partial.json
+  ./dev bench --quick --out /tmp/b     everything, in small; table and plot to /tmp/b
   ./dev bench report benchmarks/results/latest.json
                                        make table and plot again from an earlier run
   ./dev bench start --assert           exit with 1 if a ratio is missed
@@ -33,7 +33,7 @@ Numbers count as ratios within one run, on a machine that does nothing else mean
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 (a measure failed, a ratio missed) or 2 (usage)."""
+    """Run the command line; return the exit status: 1 if a measure failed or a ratio was missed."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
         return _report(arguments[1:])
@@ -105,9 +105,7 @@ def _report(arguments: list[str]) -> int:
         description="Make table and plot again from a run's JSON.",
     )
     parser.add_argument("file", type=Path, help="the JSON of a run")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write them there, not into docs/ and README.md"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write them there, not into docs/ and README.md")
     options = parser.parse_args(arguments)
     measured = store.load(options.file)
     print(make_page(measured))
@@ -118,16 +116,12 @@ def _report(arguments: list[str]) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure jupyter_kernelpool against stock Jupyter Server, over HTTP, websockets and ZeroMQ.",
+        description="Measure jupyter_kernelpool against stock Jupyter Server, from outside.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="measures to take (default: all; see --list)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, metavar="N", help=f"rounds a measure (default: {ROUNDS})"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="measures to take (default: all; see --list)")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds a measure (default: {ROUNDS})")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -147,7 +141,8 @@ def _make_parser() -> argparse.ArgumentParser:
         help="exit with 1 if a ratio is missed",
     )
     parser.add_argument("--list", action="store_true", help="list the measures and stop")
-    # To work on the harness: `--variants ours=stock` runs a server of one variant in the place of another.
+    # To work on the harness: `--variants ours=stock` runs a server of one variant in the place of
+    # another.
     parser.add_argument("--variants", type=_read_stand_ins, default={}, help=argparse.SUPPRESS)
     return parser
 

@@ -1,4 +1,4 @@
-"""A small asynchronous Jupyter client: sessions and kernels over HTTP, code over the kernel's websocket."""
+"""A small asynchronous Jupyter client: sessions and kernels over HTTP, code over websockets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 PROTOCOL = "v1.kernel.websocket.jupyter.org"
-PATIENCE = 600.0
-"""Seconds any single request may take: a burst of cold kernels on a small machine is slow, not broken."""
+PATIENCE = 180.0
+"""Seconds a request may take: a burst of cold kernels on a small machine is slow, not broken."""
 LOST = 0.3
-"""Seconds after a reply without its IOPub messages until they are taken as lost (see `Channels.execute_until_seen`)."""
+"""Seconds after a reply until IOPub messages that are missing are taken as lost."""
 
 
 class Channels:
@@ -37,8 +37,8 @@ class Channels:
     async def execute(self, code: str, *, lost_after: float | None = None) -> str:
         """Run *code*; return the text of its result once reply, idle and result are all here.
 
-        Raises `RuntimeError` when the code raised or the websocket closed, and `TimeoutError` when the reply came but
-        IOPub stayed silent for *lost_after* seconds.
+        Raises `RuntimeError` when the code raised or the websocket closed, and `TimeoutError` when
+        the reply came but IOPub stayed silent for *lost_after* seconds.
         """
         sent = await self._send(code)
         replied = idle = False
@@ -52,9 +52,7 @@ class Channels:
             if kind == "execute_reply":
                 replied = True
                 if content["status"] != "ok":
-                    raise RuntimeError(
-                        f"{code!r} failed: {content.get('ename')}: {content.get('evalue')}"
-                    )
+                    raise RuntimeError(f"{code!r} failed: {content.get('ename')}: {content.get('evalue')}")
             elif kind == "execute_result":
                 result = content["data"]["text/plain"]
             elif kind == "status" and content["execution_state"] == "idle":
@@ -62,10 +60,10 @@ class Channels:
         return result
 
     async def execute_until_seen(self, code: str) -> tuple[str, int]:
-        """As `execute`, but run *code* again where its IOPub messages were lost; return also how often that was needed.
+        """As `execute`, but run *code* again where IOPub messages were lost; return also how often.
 
-        After a restart the server's SUB socket may reconnect after the first messages went by: a person would see no
-        result and press shift-enter again.
+        After a restart the server's SUB socket may reconnect after the first messages went by: a
+        person would see no result and press shift-enter again.
         """
         for again in itertools.count():
             try:
@@ -83,20 +81,26 @@ class Channels:
     async def _send(self, code: str) -> str:
         message_id = uuid.uuid4().hex
         header = {
-            "msg_id": message_id, "msg_type": "execute_request", "username": "bench", "session": self._session,
-            "date": "2020-01-01T00:00:00Z", "version": "5.4",
-        }  # fmt: skip
+            "msg_id": message_id,
+            "msg_type": "execute_request",
+            "username": "bench",
+            "session": self._session,
+            "date": "2020-01-01T00:00:00Z",
+            "version": "5.4",
+        }
         content = {
-            "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
             "stop_on_error": True,
-        }  # fmt: skip
+        }
         await self._connection.write_message(_encode("shell", header, content), binary=True)
         return message_id
 
     async def _read(self, timeout: float | None) -> bytes:
-        message = await asyncio.wait_for(
-            asyncio.ensure_future(self._connection.read_message()), timeout
-        )
+        message = await asyncio.wait_for(asyncio.ensure_future(self._connection.read_message()), timeout)
         if not isinstance(message, bytes):
             raise RuntimeError("the kernel's websocket was closed")
         return message
@@ -122,10 +126,14 @@ class Client:
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Send one request and return its JSON (None for an empty answer)."""
         request = HTTPRequest(
-            self._url + path, method=method, headers=self._headers, connect_timeout=PATIENCE,
-            request_timeout=PATIENCE, allow_nonstandard_methods=True,
+            self._url + path,
+            method=method,
+            headers=self._headers,
+            connect_timeout=PATIENCE,
+            request_timeout=PATIENCE,
+            allow_nonstandard_methods=True,
             body=None if body is None else json.dumps(body).encode(),
-        )  # fmt: skip
+        )
         response = await self._http.fetch(request)
         return json.loads(response.body) if response.body else None
 
@@ -187,13 +195,10 @@ class Client:
                 return None
             raise
 
-    async def wait_until_warm(
-        self, warm: int | None = None, *, timeout: float = 120
-    ) -> PoolView | None:
-        """Wait for *warm* kernels (by default: all the pool wants); a server without a pool is always ready.
+    async def wait_until_warm(self, warm: int | None = None, *, timeout: float = 120) -> PoolView | None:
+        """Wait for *warm* kernels (by default: all the pool wants); at once if there is no pool.
 
-        Returns what was seen last: after *timeout* seconds that may be a pool that is not ready, and the row will
-        then say that it was no hit.
+        Returns what was seen last: after *timeout* seconds that may be a pool that is not ready.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -204,7 +209,7 @@ class Client:
 
 
 def _encode(channel: str, header: Mapping[str, Any], content: Mapping[str, Any]) -> bytes:
-    """A message in the v1 websocket protocol: the number of offsets, the offsets, channel and four JSON parts."""
+    """A message in the v1 websocket protocol: offsets, channel and four parts of JSON."""
     parts = [
         channel.encode(),
         json.dumps(header).encode(),

@@ -1,4 +1,4 @@
-"""The figures to reach: which numbers of which measure they are, and what is asked of them. Pure."""
+"""The figures to reach: which numbers of which measure they are, and their goals. Pure."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def judge(figure: Figure, summary: Mapping[str, Any]) -> list[Outcome]:
 
 
 def find_missed(measures: Mapping[str, Any]) -> list[str]:
-    """A sentence for each asserted goal that was measured and missed, or that should have been measured and was not."""
+    """A sentence for each asserted goal that a measure which was taken misses."""
     missed = []
     for figure in FIGURES:
         if figure.measure not in measures:
@@ -172,6 +172,4 @@ def _judge(figure: Figure, goal: Goal, summary: Mapping[str, Any]) -> Outcome:
         seen = find_ratio(summary, value, goal.over, goal.under)
     if seen is None:
         return Outcome(goal, None, None)
-    return Outcome(
-        goal, seen, seen <= goal.limit if goal.bound is Bound.AT_MOST else seen >= goal.limit
-    )
+    return Outcome(goal, seen, seen <= goal.limit if goal.bound is Bound.AT_MOST else seen >= goal.limit)

@@ -8,17 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = (
-    "jupyter_kernelpool", "jupyter_server", "jupyter_client", "jupyterlab", "ipykernel", "ipython", "pyzmq",
-    "tornado", "numpy", "pandas",
-)  # fmt: skip
+    "jupyter_kernelpool",
+    "jupyter_server",
+    "jupyter_client",
+    "jupyterlab",
+    "ipykernel",
+    "ipython",
+    "pyzmq",
+    "tornado",
+    "numpy",
+    "pandas",
+)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Cores, memory in bytes, kernel, Python, versions of what matters, and how busy the machine was."""
+    """Cores, memory in bytes, kernel, Python, versions that matter, and how busy it was."""
     return {
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),

@@ -13,7 +13,8 @@ from benchmarks.stats import find_value
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart also by those who see no red or green, and by their lightness in grey.
+# Okabe and Ito's colours, told apart also by those who see no red or green, and by their lightness
+# in grey.
 COLOURS = {"stock": "#999999", "ours": "#0072B2", "floor": "#E69F00"}
 LABELS = {
     "stock": "stock Jupyter Server",
@@ -35,7 +36,7 @@ Bar: TypeAlias = tuple[str, float]
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Write the plot as PNG. Needs matplotlib, which is imported here only: measuring does without."""
+    """Write the plot as PNG. Needs matplotlib, which only this function imports."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -48,23 +49,21 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         return
     with pyplot.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = pyplot.subplots(
-            len(panels), 1, squeeze=False, layout="constrained", figsize=(8, 1.2 + 0.85 * sum(map(len, panels))),
+            len(panels),
+            1,
+            squeeze=False,
+            layout="constrained",
+            figsize=(8, 1.2 + 0.85 * sum(map(len, panels))),
             height_ratios=[len(panel) for panel in panels],
-        )  # fmt: skip
+        )
         for axis, panel in zip(axes[:, 0], panels, strict=True):
             is_time = panel is times
             _draw_bars(axis, panel, Unit.SECONDS if is_time else Unit.BYTES)
-            axis.set_xlabel(
-                "seconds, logarithmic: less is better" if is_time else "private memory, logarithmic"
-            )
+            axis.set_xlabel("seconds, logarithmic: less is better" if is_time else "private memory, logarithmic")
         handles = {
-            label: patch
-            for axis in axes[:, 0]
-            for patch, label in zip(*axis.get_legend_handles_labels())
+            label: patch for axis in axes[:, 0] for patch, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False
-        )
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
         pyplot.close(figure)

@@ -1,6 +1,7 @@
-"""A raw ZeroMQ client of one kernel, made from its connection file: what the websocket is compared with.
+"""A raw ZeroMQ client of one kernel, made from its connection file: the websocket's measure.
 
-It blocks. That is on purpose: it is the fastest a Python client can be, and nothing else runs while it is timed.
+It blocks. That is on purpose: it is the fastest a Python client can be, and nothing else runs while
+it is timed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class RawClient:
 
     def __init__(self, connection_file: Path) -> None:
         self._context = zmq.Context()
-        # A kernel that is still starting has not bound its ports: ask again at once, not after the default 100 ms.
+        # A kernel that is still starting has not bound its ports: ask again at once, not after the
+        # default 100 ms.
         self._context.setsockopt(zmq.RECONNECT_IVL, 1)
         self._context.setsockopt(zmq.LINGER, 0)
         client = KernelClient(context=self._context)
@@ -61,11 +63,15 @@ class RawClient:
             self._receive(deadline)
 
     def execute(self, code: str, *, timeout: float = 60) -> str:
-        """Run *code*; return the result's text after reply, idle and result: when a websocket client is done too."""
+        """Run *code*; return the result's text once reply and idle are here, as `Channels` does."""
         content = {
-            "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
             "stop_on_error": True,
-        }  # fmt: skip
+        }
         sent = self._send("execute_request", content)
         deadline = time.monotonic() + timeout
         replied = idle = False

@@ -30,9 +30,7 @@ def make_table(results: Mapping[str, Any]) -> str:
     """A Markdown table with a line for each figure that was measured."""
     measures = results["measures"]
     lines = [
-        _line(figure, measures[figure.measure])
-        for figure in FIGURES
-        if measures.get(figure.measure, {}).get("summary")
+        _line(figure, measures[figure.measure]) for figure in FIGURES if measures.get(figure.measure, {}).get("summary")
     ]
     marks = ["---", *["---:"] * 4, "---", "---"]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEAD, marks, *lines])
@@ -54,8 +52,7 @@ def _line(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
     summary = measured["summary"]
     sides = (figure.stock, figure.ours, figure.floor)
     stock, ours, floor = (
-        write_amount(find_value(summary, side, figure.value, figure.statistic), figure.unit)
-        for side in sides
+        write_amount(find_value(summary, side, figure.value, figure.statistic), figure.unit) for side in sides
     )
     if figure.floor_is and floor != "–":
         floor = f"{floor} ({figure.floor_is})"
@@ -97,9 +94,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
             notes.append(f"`{name}` was not measured: {measured['error']}")
         hits = measured.get("summary", {}).get("sides", {}).get("ours", {}).get("hit")
         if hits and hits["true"] < hits["n"]:
-            notes.append(
-                f"`{name}`: only {hits['true']} of {hits['n']} kernels came from the pool."
-            )
+            notes.append(f"`{name}`: only {hits['true']} of {hits['n']} kernels came from the pool.")
     if results.get("quick"):
         notes.append("**A quick run:** fewer kernels than the figures are about.")
     if results.get("stand_ins"):
@@ -108,12 +103,27 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def _mishaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong on the way to rows that count all the same, side by side."""
+    kinds = {
+        "failed": "samples failed and were taken again",
+        "lost": "kernels died while they started and are left out",
+        "repeated": "cells were run again, their result lost after a restart",
+    }
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        for kind in kinds:
+            counts[row["side"], kind] = counts.get((row["side"], kind), 0) + row.get(kind, 0)
+    return [f"{side}: {count} {kinds[kind]}" for (side, kind), count in counts.items() if count]
+
+
 def _origin(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"Measured {results['when']} on {machine['cores']} cores with {machine['memory'] / 2**30:.0f} GiB, "
+        f"Measured {results['when']} on {machine['cores']} cores with "
+        f"{machine['memory'] / 2**30:.0f} GiB, "
         f"{machine['system']} {machine['kernel']}, Python {machine['python']}; {versions}. "
-        f"Medians of {results['rounds']} rounds (fewer where a round starts many kernels) in which the sides take turns; "
-        "a ratio is the median of the rounds' own ratios."
+        f"Medians of {results['rounds']} rounds (fewer where a round starts many kernels) "
+        "in which the sides take turns; a ratio is the median of the rounds' own ratios."
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 COMPLETE, PARTIAL = RESULTS / "latest.json", RESULTS / "partial.json"
-"""A complete run is kept in the repository. Any other (quick, some measures only) goes beside it, ignored by git."""
+"""A complete run is kept in the repository; any other lies beside it, ignored by git."""
 
 
 def begin(run: Run) -> dict[str, Any]:
@@ -54,10 +54,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def publish(results: Mapping[str, Any], out: Path | None, say: Callable[[str], None]) -> None:
-    """Write the table and the plot into the documentation, or into the folder *out* and nowhere else."""
-    page = (
-        (out / "_benchmarks.md") if out else REPOSITORY / "docs" / "developers" / "_benchmarks.md"
-    )
+    """Write the table and the plot into the documentation, or into the folder *out* only."""
+    page = (out / "_benchmarks.md") if out else REPOSITORY / "docs" / "developers" / "_benchmarks.md"
     plot = (out / "benchmarks.png") if out else REPOSITORY / "docs" / "_static" / "benchmarks.png"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(make_page(results), encoding="utf-8")
@@ -82,16 +80,14 @@ def _update_readme(table: str, say: Callable[[str], None]) -> None:
 
 
 def _dump(value: Any, indent: str = "") -> str:
-    """JSON in which mappings and lists of mappings are spread over lines, and what holds plain values is not."""
+    """JSON with a line for each row and each description: can be read, and compared by line."""
     deeper = indent + " "
     if (
         isinstance(value, dict)
         and any(isinstance(item, (dict, list)) for item in value.values())
         and "round" not in value
     ):
-        body = ",\n".join(
-            f"{deeper}{json.dumps(key)}: {_dump(item, deeper)}" for key, item in value.items()
-        )
+        body = ",\n".join(f"{deeper}{json.dumps(key)}: {_dump(item, deeper)}" for key, item in value.items())
         return f"{{\n{body}\n{indent}}}"
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         body = ",\n".join(deeper + _dump(item, deeper) for item in value)

@@ -1,7 +1,8 @@
 """Statistics over the raw rows of a measure. Pure.
 
-A row is a flat mapping with `round` (int), `side` ("stock", "ours", "floor", …) and the values that were seen:
-numbers (seconds, bytes, counts), booleans (`hit`), or lists of numbers that are kept but not summarised.
+A row is a flat mapping with `round` (int), `side` ("stock", "ours", "floor", …) and the values that
+were seen: numbers (seconds, bytes, counts), booleans (`hit`), or lists of numbers that are kept but
+not summarised.
 """
 
 from __future__ import annotations
@@ -55,26 +56,20 @@ def pair_ratios(rows: Iterable[Row], value: str, over: str, under: str) -> list[
 def summarise(rows: Sequence[Row]) -> Summary:
     """The summary of one measure.
 
-    `{"sides": {side: {value: {n, median, p99, min, max}}}, "ratios": {value: {"a/b": {…, pairs: […]}}}}`, where a
-    boolean value becomes `{n, true}` and ratios are taken pair by pair, round by round.
+    `{"sides": {side: {value: {n, median, p99, min, max}}}, "ratios": {value: {"a/b": {…, pairs:
+    […]}}}}`, where a boolean value becomes `{n, true}` and ratios are taken pair by pair, round by
+    round.
     """
     sides: dict[str, dict[str, Any]] = {}
     for side in _unique(row["side"] for row in rows):
         own = [row for row in rows if row["side"] == side]
         sides[side] = _describe_side(own)
-    numbers = _unique(
-        name
-        for row in rows
-        for name, value in row.items()
-        if name not in KEYS and _is_number(value)
-    )
+    numbers = _unique(name for row in rows for name, value in row.items() if name not in KEYS and _is_number(value))
     ratios = {value: _ratios_of(rows, value, list(sides)) for value in numbers}
     return {"sides": sides, "ratios": {value: found for value, found in ratios.items() if found}}
 
 
-def find_value(
-    summary: Mapping[str, Any], side: str | None, value: str, statistic: str = "median"
-) -> float | None:
+def find_value(summary: Mapping[str, Any], side: str | None, value: str, statistic: str = "median") -> float | None:
     """One number of a summary, or None where it was not measured."""
     found = summary.get("sides", {}).get(side, {}).get(value, {}).get(statistic)
     return None if found is None else float(found)

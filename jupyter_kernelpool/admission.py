@@ -77,6 +77,4 @@ class Admission:
                 waiter.set_result(None)
 
     def _refusal(self, why: str) -> PoolExhausted:
-        return PoolExhausted(
-            f"{self.limit} kernels (KernelPool.max_kernels) {why}", retry_after=5, limit=self.limit
-        )
+        return PoolExhausted(f"{self.limit} kernels (KernelPool.max_kernels) {why}", retry_after=5, limit=self.limit)

@@ -96,7 +96,8 @@ class Channel:
             self._lost()
             return
         for message in messages:
-            self._on_message(message)
+            if not self.closed:  # by the message before
+                self._on_message(message)
 
     def _lost(self) -> None:
         if not self.closed:

@@ -6,6 +6,7 @@ monotonic clock.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -133,7 +134,7 @@ def target(recipe: RecipeView, policy: Policy, now: float) -> int:
     if recipe.draining or recipe.ceiling == 0:
         return 0
     recent = [at for at in recipe.claims if now - at <= policy.demand_window]
-    burst = max((sum(1 for at in recent if start <= at <= start + policy.burst) for start in recent), default=0)
+    burst = max((bisect_right(recent, at + policy.burst) - place for place, at in enumerate(recent)), default=0)
     return max(recipe.floor, min(burst, recipe.ceiling)) if recipe.ceiling >= recipe.floor else recipe.ceiling
 
 
@@ -145,7 +146,8 @@ def backoff(failures: int, *, first: float = 1.0, most: float = 300.0) -> float:
 def plan(view: View, policy: Policy, now: float) -> list[Action]:
     """What to do now. Waiting users come first, whatever the guards say; refilling waits for its turn."""
     actions: list[Action] = []
-    settled = view.users_starting == 0 and now - view.last_start >= policy.settle
+    waiting = any(recipe.waiting for recipe in view.recipes)
+    settled = not waiting and view.users_starting == 0 and now - view.last_start >= policy.settle
     calm = settled and view.host.busy < policy.busy_cores
     memory = view.host.available_memory - policy.reserve_memory
     room = policy.parallel_starts - sum(recipe.starting for recipe in view.recipes)
@@ -170,15 +172,14 @@ def plan(view: View, policy: Policy, now: float) -> list[Action]:
         if now < recipe.retry_at or recipe.draining:
             continue
         if recipe.stage in (Stage.DOWN, Stage.FAILED) and (recipe.ceiling > 0 or recipe.waiting):
-            if (settled or recipe.waiting) and memory > 0:
+            if recipe.waiting or (settled and memory > 0):
                 actions.append(Load(recipe.key))
             continue
         if recipe.stage is not Stage.READY:
             continue
         for_users = max(0, recipe.waiting - recipe.starting)
-        missing = max(0, wanted - len(fresh) - max(0, recipe.starting - recipe.waiting)) if calm else 0
-        affordable = max(0, memory // recipe.bytes_each) if recipe.bytes_each else missing
-        ahead = min(missing, affordable, 1)
+        needed = calm and not recipe.starting and len(fresh) < wanted
+        ahead = 1 if needed and memory >= recipe.bytes_each else 0  # one at a time
         count = max(0, min(room, for_users + ahead))
         if count:
             actions.append(Launch(recipe.key, count))

@@ -44,6 +44,13 @@ class WrongState(KernelPoolError):
     code = "wrong_state"
 
 
+class Disabled(WrongState):
+    """Nothing is pooled on this server; *why* says the reason."""
+
+    code = "disabled"
+    hint = "GET /kernelpool/v1/pool says what this server can do."
+
+
 class NotValid(KernelPoolError):
     """The request was understood and its content is not allowed; the message names field and value."""
 

@@ -15,6 +15,7 @@ from jupyter_kernelpool import __version__
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
+from jupyter_kernelpool.rest.stock import tell_refusals
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, over
 
 MANAGER = "jupyter_kernelpool.manager.PoolingKernelManager"
@@ -43,7 +44,7 @@ class KernelPoolExtension(ExtensionApp):
     name = "jupyter_kernelpool"
     extension_url = "/kernelpool"
     load_other_extensions = True
-    classes = [KernelPool]
+    classes = [KernelPool]  # noqa: RUF012 (a trait's default, as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:
@@ -74,6 +75,8 @@ class KernelPoolExtension(ExtensionApp):
             serverapp.web_app.settings["kernel_websocket_connection_class"] = (
                 serverapp.kernel_websocket_connection_class
             )
+        if manager is not None and manager.pool.max_kernels:
+            tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())
         self.settings["kernelpool_version"] = __version__
 
@@ -88,6 +91,9 @@ class KernelPoolExtension(ExtensionApp):
         manager = self.pooling_manager
         if manager is not None:
             await manager.stop_pool()
+            if not len(manager):
+                # jupyter_server's `cleanup_kernels` takes a manager whose len() is 0 for none: no shutdown_all.
+                await manager.pool.supervision.close()
 
     @property
     def pooling_manager(self) -> PoolingKernelManager | None:

@@ -92,9 +92,7 @@ class Keeper:
                     await self.pool.wake.wait()
 
     def _unfilled(self) -> bool:
-        return any(
-            pool.waiting or len(pool.warm) < pool.recipe.settings.warm for pool in self.pool.pools.values()
-        )
+        return any(pool.waiting or len(pool.warm) < pool.recipe.settings.warm for pool in self.pool.pools.values())
 
     def _carry_out(self, action: Action, pool: RecipePool) -> None:
         match action:
@@ -127,6 +125,7 @@ class Keeper:
         task = asyncio.create_task(self._guarded(job, pool), name=f"kernelpool-{pool.recipe.name}")
         self._jobs.add(task)
         task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: job.close())  # stopped before it began, it was never awaited
 
     async def _guarded(self, job: Coroutine[Any, Any, None], pool: RecipePool) -> None:
         try:

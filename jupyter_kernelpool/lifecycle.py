@@ -25,9 +25,7 @@ class State(StrEnum):
     DEAD = "dead"
 
 
-LIVE = frozenset(
-    {State.STARTING, State.WARM, State.ACTIVE, State.UNRESPONSIVE, State.HELD}
-)
+LIVE = frozenset({State.STARTING, State.WARM, State.ACTIVE, State.UNRESPONSIVE, State.HELD})
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.WARM, State.ACTIVE, State.HELD, State.STOPPING, State.DEAD}),

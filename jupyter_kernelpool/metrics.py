@@ -25,9 +25,7 @@ START = Histogram(
     ["way"],
     buckets=QUICK,
 )
-LAUNCH = Histogram(
-    "jupyter_kernelpool_launch_seconds", "Time to launch a warm kernel, by way", ["way"], buckets=QUICK
-)
+LAUNCH = Histogram("jupyter_kernelpool_launch_seconds", "Time to launch a warm kernel, by way", ["way"], buckets=QUICK)
 PROCESSES = Gauge("jupyter_kernelpool_processes", "Kernel processes of the pool, by state", ["state"])
 TEMPLATES = Gauge("jupyter_kernelpool_templates", "Templates that are loaded")
 FAILURES = Counter("jupyter_kernelpool_failures", "Launches and loads that failed", ["recipe"])

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from string import Template
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -21,7 +22,8 @@ from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.pool import Identity as Adoption
 from jupyter_kernelpool.pool import KernelPool, Request
-from jupyter_kernelpool.recipes import read_python_command
+from jupyter_kernelpool.recipe_pool import RecipePool
+from jupyter_kernelpool.recipes import CONNECTION_FILE
 
 # What a start may carry besides, and still be served by a claim: the rest is for Popen, so for a cold start.
 CLAIMABLE_ARGUMENTS = {"env", "cwd", "kernel_id", "cmd"}
@@ -31,6 +33,7 @@ class PoolProvisioner(LocalProvisioner):
     """Launches by claiming; *pool* is set by the KernelManager that made it."""
 
     pool: KernelPool
+    process: Any  # a Popen, as stock has it, or a Process of the pool
     on_exit: Callable[[], None] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -38,6 +41,9 @@ class PoolProvisioner(LocalProvisioner):
         self.identity = Identity(self.parent)
         self.record: Record | None = None
         self.temporary = False
+        self.created = time.time()
+        self._asked: Request | None = None
+        self._recipe_pool: RecipePool | None = None
         self._whole: Process | None = None
         self._tracked_pid = 0
 
@@ -50,13 +56,15 @@ class PoolProvisioner(LocalProvisioner):
         (with `jupyter_session`) exactly once.
         """
         manager: Any = self.parent
-        request = self._request(kwargs)
-        if request is not None:
-            if self.pool.poolable(request) is not None:
+        self._recipe_pool = None
+        self._asked = self._request(kwargs)
+        if self._asked is not None:
+            self._recipe_pool = self.pool.poolable(self._asked)
+            if self._recipe_pool is not None:
                 if self.identity.bind():
                     self.ports_cached = True
             elif not manager._connection_file_written:
-                await self._take_whole(request)
+                await self._take_whole(self._asked)
         prepared = await super().pre_launch(**kwargs)
         self.pool.supervision.guard([manager.connection_file, *self.identity.ipc_paths()])
         return prepared
@@ -66,7 +74,7 @@ class PoolProvisioner(LocalProvisioner):
         began = time.monotonic()
         self.pool.user_start_began(self.kernel_id)
         try:
-            process = self._whole or await self._claim(cmd, kwargs)
+            process = self._whole or await self._claim(cmd)
             self._whole = None
             if process is None:
                 await self._launch_cold(cmd, kwargs)
@@ -88,11 +96,7 @@ class PoolProvisioner(LocalProvisioner):
         spec = self.kernel_spec
         environment = dict(kwargs.get("env") or os.environ)
         if spec.env:  # what stock's pre_launch does with it
-            from string import Template
-
-            environment.update(
-                {name: Template(value).safe_substitute(environment) for name, value in spec.env.items()}
-            )
+            environment.update({name: Template(value).safe_substitute(environment) for name, value in spec.env.items()})
         if spec.language.lower().startswith("python"):
             environment.pop("PYTHONEXECUTABLE", None)
         environment["JPY_PARENT_PID"] = str(os.getpid())
@@ -106,18 +110,17 @@ class PoolProvisioner(LocalProvisioner):
             transport=manager.transport,
         )
 
-    async def _claim(self, cmd: list[str], kwargs: dict[str, Any]) -> Process | None:
-        request = self._request(kwargs) if self.identity.bound else None
-        command = read_python_command(list(self.kernel_spec.argv)) if request is not None else None
-        if request is None or command is None:
+    async def _claim(self, cmd: list[str]) -> Process | None:
+        if self._asked is None or self._recipe_pool is None or not self.identity.bound:
             return None
+        command = self._recipe_pool.recipe.command
+        assert command is not None
         manager: Any = self.parent
         info = {**self.connection_info, "key": _text(self.connection_info["key"])}
-        path = os.path.realpath(manager.connection_file)
-        arguments = [path if part == "{connection_file}" else part for part in command.arguments]
-        return await self.pool.claim(
-            request, Adoption(info, path, self.identity.descriptors(), cmd, arguments)
-        )
+        path = os.path.realpath(manager.connection_file)  # noqa: ASYNC240 (as stock does: format_kernel_cmd)
+        arguments = [path if part == CONNECTION_FILE else part for part in command.arguments]
+        identity = Adoption(info, path, self.identity.descriptors(), cmd, arguments)
+        return await self.pool.claim(self._recipe_pool, self._asked, identity)
 
     async def _take_whole(self, request: Request) -> None:
         """Take over the connection of a warm kernel of another kind, before stock writes the file."""
@@ -138,7 +141,7 @@ class PoolProvisioner(LocalProvisioner):
         self.record = Record(recipe=manager.kernel_name, way="cold", born=time.time(), kernel_id=self.kernel_id)
         metrics.record_born(self.record)
         try:
-            await super().launch_kernel(cmd, **kwargs)
+            await super().launch_kernel([*cmd, *self._init_code_arguments()], **kwargs)
         except BaseException as error:
             self.record.end(why=f"not started: {error}", now=time.time())
             raise
@@ -147,6 +150,14 @@ class PoolProvisioner(LocalProvisioner):
         self.record.move(State.ACTIVE, why="started cold", now=time.time())
         self._tracked_pid = self.pid
         self.pool.supervision.track(self.pid)
+
+    def _init_code_arguments(self) -> list[str]:
+        """What makes a cold kernel run the recipe's init code too, if that is known to end well."""
+        pool = self._recipe_pool
+        if pool is None or not pool.verified or not pool.recipe.settings.init_code:
+            return []
+        # Two, because traitlets would read a single one that looks like a list as a list.
+        return [f"--IPKernelApp.exec_lines={line}" for line in ("None", pool.recipe.settings.init_code)]
 
     def _take_over(self, process: Process, cwd: Any) -> None:
         self.process = process

@@ -64,7 +64,7 @@ class RecipePool:
         self.failures = 0
         self.retry_at = 0.0
         self.last_error: Failure | None = None
-        self.init_code_failed = False
+        self.verified = False
         self.last_used = time.monotonic()
         self.draining = False
         self._launcher_classes = list(launchers)
@@ -121,7 +121,13 @@ class RecipePool:
 
     @property
     def worth_waiting(self) -> bool:
-        """Whether a kernel will be there sooner than a cold start would be."""
+        """Whether a kernel will be there sooner than a cold start would be, or is worth the wait.
+
+        Init code is trusted only once a template ran it to its end; before, a cold start would lack it.
+        """
+        untried = self.stage in (Stage.DOWN, Stage.LOADING) and not self.failures and not self.verified
+        if untried and self.recipe.settings.init_code and self.recipe.settings.max > 0:
+            return True
         return (
             self.stage is Stage.READY
             and not self.draining
@@ -178,8 +184,10 @@ class RecipePool:
 
     async def load(self) -> None:
         """Prepare a launcher, the first that is fit; on failure note why, and when to try again."""
+        if self.draining:
+            self.stage = Stage.DOWN
+            return
         self.stage = Stage.LOADING
-        self.draining = False
         error: LaunchFailed | None = None
         for launcher_class in self._launcher_classes:
             launcher = launcher_class(self.recipe, self._supervision, self.log)
@@ -194,32 +202,37 @@ class RecipePool:
             except BaseException:
                 self.stage = Stage.DOWN
                 raise
+            if self.draining or launcher.recipe.key != self.recipe.key:
+                await launcher.close()  # meanwhile removed, or given other settings
+                self.stage = Stage.DOWN
+                return
             self.launcher = launcher
             self._fingerprint = self._look()
             self.stage = Stage.READY
             self.retry_at = 0.0
-            self.init_code_failed = False
+            self.verified = True
             return
         self.stage = Stage.FAILED
         self._failed(error or LaunchFailed("no launcher is configured"))
 
     async def launch_one(self) -> None:
-        """Start one kernel and give it to whoever needs it; a failure is noted, and told to one waiter."""
+        """Start one kernel and give it to whoever needs it; a failure is noted, and told to its waiter."""
         launcher = self.launcher
         if launcher is None:
             return
         self.starting += 1
         began = time.monotonic()
         try:
-            process = await launcher.launch()
+            process = await launcher.launch(ahead=self.waiting < self.starting)
         except LaunchFailed as error:
-            self._failed(error)
-            if isinstance(error, Unfit) or not launcher.quick:
-                self.stage = Stage.DOWN  # a spawn that is unfit, or a template that is gone
-            self._refuse(error)
+            if launcher is self.launcher:  # else it was drained meanwhile: no failure of what it is now
+                self._failed(error)
+                if isinstance(error, Unfit) or not launcher.quick:
+                    self.stage = Stage.DOWN  # a spawn that is unfit, or a template that is gone
+            self._refuse_unserved(error)
             return
         except BaseException as error:
-            self._refuse(LaunchFailed(f"the launch was stopped: {error!r}"))
+            self._refuse_unserved(LaunchFailed(f"the launch was stopped: {error!r}"))
             raise
         finally:
             self.starting -= 1
@@ -270,7 +283,6 @@ class RecipePool:
         facts: dict[str, Any] = error.facts
         reason = str(error)
         self.last_error = Failure(reason, facts.get("traceback", ""), time.time())
-        self.init_code_failed = self.init_code_failed or facts.get("kind") == "init_code"
         if self.stage is Stage.FAILED:
             self._refuse_all(error)
         if reason not in self._reported:
@@ -283,6 +295,13 @@ class RecipePool:
             if not waiter.done():
                 waiter.set_exception(error)
                 return
+
+    def _refuse_unserved(self, error: LaunchFailed) -> None:
+        """A launch that still counts as starting failed: refuse who waited for it, and whoever no other launch
+        under way will serve: the next one is a second or more away, a cold start is there before."""
+        self._refuse(error)
+        while self.waiting >= self.starting:
+            self._refuse(error)
 
     def _refuse_all(self, error: LaunchFailed) -> None:
         while self.waiters:

@@ -17,6 +17,8 @@ from typing import Any
 
 CONNECTION_FILE = "{connection_file}"
 PYTHON_NAMES = re.compile(r"python(\d+(\.\d+)?)?(\.exe)?$")
+# Options that concern the interpreter alone; what runs something else (-c, -mother) is another command.
+PYTHON_OPTION = re.compile(r"-[bBdEIOPqRsSuv]+|-[WX].+")
 LAUNCHABLE_MODULES = ("ipykernel_launcher", "ipykernel")
 
 # Read by the interpreter, the dynamic linker, malloc, the C library or IPython before any code of ours runs.
@@ -54,6 +56,7 @@ class Settings:
     preload: tuple[str, ...] = ()
     init_code: str = ""
     launcher: str = "auto"
+    load_timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def read_python_command(argv: list[str]) -> PythonCommand | None:
     options, rest = argv[1:at], argv[at + 1 :]
     if not rest or rest[0] not in LAUNCHABLE_MODULES:
         return None
-    if not all(option.startswith("-") and option not in ("-c", "-") for option in options):
+    if not all(PYTHON_OPTION.fullmatch(option) for option in options):
         return None
     if CONNECTION_FILE not in rest or any("{" in part for part in [*options, *rest] if part != CONNECTION_FILE):
         return None
@@ -159,9 +162,7 @@ def build_recipe(
         resource_dir=spec.resource_dir,
         command=command,
         settings=settings,
-        start_environment=start_environment(
-            env, libraries_loaded=bool(settings.preload or settings.init_code)
-        ),
+        start_environment=start_environment(env, libraries_loaded=bool(settings.preload or settings.init_code)),
         cwd="" if adoptable else cwd,
         transport="" if adoptable else transport,
         environment=dict(env),

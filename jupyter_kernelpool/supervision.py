@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-import subprocess  # noqa: S404
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,10 +104,11 @@ class Supervision:
         if self._channel is not None:
             self._channel.close()
         await self._reap()
+        self._let_down()
 
     def _launch(self) -> None:
         ours, its = socket.socketpair()
-        with its:
+        try:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "jupyter_kernelpool.supervisor", str(its.fileno())],
                 pass_fds=(its.fileno(),),
@@ -116,6 +117,11 @@ class Supervision:
                 cwd="/",
                 env=_importing_us(),
             )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            its.close()
         self.pid = self._process.pid
         self._channel = Channel(ours, self._heard, self._lost)
 
@@ -132,6 +138,8 @@ class Supervision:
                 answer = self._answers.pop(message["id"], None)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+                elif "pid" in message:  # who ordered it was cancelled
+                    _kill_group(message["pid"])
             case "exit":
                 on_exit = self._watchers.pop(message["pid"], None)
                 if on_exit is not None:
@@ -139,17 +147,25 @@ class Supervision:
 
     def _lost(self) -> None:
         self.log.warning("The kernel pool's supervisor (pid %s) ended; its kernels ended with it", self.pid)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()  # it let go of its socket: it is dead, or the signal ends it
+        self._let_down()
+
+    def _let_down(self) -> None:
+        """There is no supervisor any more, and no process of its: tell everybody who waits for one."""
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(SupervisorGone("the supervisor ended while it was starting"))
+            self._ready.exception()  # seen, also where nobody waits any longer
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(SupervisorGone("the supervisor ended"))
         self._answers.clear()
         watchers, self._watchers = self._watchers, {}
         for pid, on_exit in watchers.items():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)  # what the lifeline does not reach: the kernel's children
+            _kill_group(pid)  # what the lifeline does not reach: the kernel's children
             on_exit(-signal.SIGKILL)
-        if self._process is not None:
-            self._process.poll()
 
     async def _ask(self, order: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         if self._channel is None:
@@ -165,7 +181,7 @@ class Supervision:
             self._answers.pop(number, None)
         if "error" in reply:
             raise LaunchFailed(f"the process could not be started: {reply['error']}", reason=reply["error"])
-        return reply
+        return dict(reply)
 
     def _tell(self, order: dict[str, Any]) -> None:
         if self._channel is not None and not self._channel.closed:
@@ -183,6 +199,11 @@ class Supervision:
         self.log.warning("The kernel pool's supervisor (pid %s) did not end; it is killed", process.pid)
         process.kill()
         process.wait()
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _importing_us() -> dict[str, str]:

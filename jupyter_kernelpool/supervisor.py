@@ -23,7 +23,7 @@ import os
 import selectors
 import signal
 import socket
-import subprocess  # noqa: S404
+import subprocess
 import sys
 import time
 from typing import Any
@@ -51,9 +51,10 @@ class Supervisor:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(ignored, signal.SIG_IGN)
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, lambda *_: None)  # SIG_IGN would be handed on to what is spawned
         signal.signal(signal.SIGTERM, self._terminate)
+        wire.send(self.server, {"event": "ready", "pid": os.getpid()})
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
             selector.register(wakeup_read, selectors.EVENT_READ)
@@ -96,7 +97,7 @@ class Supervisor:
                     self.guarded.difference_update(order["paths"])
                 case unknown:
                     raise ValueError(f"unknown order {unknown!r}")
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # one bad order must not end the kernels
             answer["error"] = f"{type(error).__name__}: {error}"
         finally:
             for fd in fds:
@@ -128,7 +129,7 @@ class Supervisor:
     def watch(self, pid: int) -> None:
         """Own *pid*; if it ended before we were told of it, report that now."""
         code = self.unclaimed_exits.pop(pid, None)
-        if code is not None:
+        if code is not None and not is_child(pid):  # else it was another's, who had the same pid before
             self.report(pid, code)
         elif os.path.exists(f"/proc/{pid}"):
             self.owned.add(pid)
@@ -188,6 +189,15 @@ class Supervisor:
         os._exit(0)
 
 
+def is_child(pid: int) -> bool:
+    """Whether *pid* is a child of ours, running or waiting to be reaped."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def sessions_of(leaders: set[int]) -> set[int]:
     """Every live process whose session leader is one of *leaders*."""
     members = set()
@@ -212,7 +222,6 @@ def main() -> None:
     become_subreaper()
     server = socket.socket(fileno=int(sys.argv[1]))
     server.set_inheritable(False)
-    wire.send(server, {"event": "ready", "pid": os.getpid()})
     Supervisor(server).run()
 
 

@@ -1,7 +1,7 @@
 """What is measured: one module a measure, listed here.
 
-A measure is an async function that is given the `Run` and returns raw rows (see `stats`). To add one: write its
-module, list it here, and give its figure a line in `figures.py`.
+A measure is an async function that is given the `Run` and returns raw rows (see `stats`). To add
+one: write its module, list it here, and give its figure a line in `figures.py`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""`loop`: the longest time for which the server's event loop did nothing else while 20 kernels start."""
+"""`loop`: the longest time for which the server answers nobody else while 20 kernels start."""
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from benchmarks.client import Client
-from benchmarks.measures.burst import delete_all
+from benchmarks.measures.many import start_many
 from benchmarks.run import Run, take_turns
 from benchmarks.stats import Row
 
 KERNELS = 20
 MODULE = "kp_bench_loop"
 SOURCE = '''
-"""A server extension that watches the event loop: a callback every 5 ms, and the longest time that one was late."""
+"""A server extension that watches the event loop: how late a callback every 5 ms was at most."""
 
 import asyncio, json, time
 from jupyter_server.base.handlers import APIHandler
@@ -69,33 +69,24 @@ async def _start_jupyter_server_extension(serverapp):
 
 
 async def measure_loop(run: Run) -> list[Row]:
-    """The event loop's longest block while 20 kernels are started (claimed) at once and answer: stock and ours.
+    """The event loop's longest block while 20 kernels start at once and answer: stock and ours.
 
-    `seconds` is what the loop's users see, and on a machine that is out of cores includes waiting for one; `cpu` is
-    what the loop's own thread computed in that time.
+    `seconds` is what the loop's users see, and on a machine that is out of cores includes waiting
+    for one; `cpu` is what the loop's own thread computed in that time.
     """
     rows: list[Row] = []
     async with run.servers("stock", "ours", extensions={MODULE: SOURCE}) as (stock, ours):
         servers = {"stock": stock, "ours": ours}
         for number, sides in take_turns(["stock", "ours"], run.rounds):
             for side in sides:
-                await run.settle(stock, ours)
-                rows.append(
-                    {"round": number, "side": side, **await _watch_starts(servers[side].client)}
-                )
+                take = partial(_watch_starts, servers[side].client)
+                rows.append(await run.sample(number, side, take, (stock, ours)))
             run.show("loop", number, rows)
     return rows
 
 
 async def _watch_starts(client: Client) -> Row:
     await client.request("DELETE", "/kp-bench/loop")
-    sessions = await asyncio.gather(*(client.start_session() for _ in range(KERNELS)))
-    await asyncio.gather(*(_use(client, session.kernel_id) for session in sessions))
-    seen = await client.request("GET", "/kp-bench/loop")
-    await delete_all(client, sessions)
-    return {"seconds": seen["longest"], "cpu": seen["cpu"]}
-
-
-async def _use(client: Client, kernel_id: str) -> None:
-    async with client.channels(kernel_id) as channels:
-        await channels.execute("1+1")
+    async with start_many(client, KERNELS) as ended:
+        seen = await client.request("GET", "/kp-bench/loop")
+    return {"seconds": seen["longest"], "cpu": seen["cpu"], "lost": KERNELS - len(ended)}

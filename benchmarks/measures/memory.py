@@ -17,7 +17,7 @@ MOST = 10
 
 
 async def measure_memory(run: Run) -> list[Row]:
-    """PSS and private memory of an idle kernel with numpy and pandas imported: stock and ours, in bytes."""
+    """Bytes, PSS and private, of an idle kernel with numpy and pandas: stock and ours."""
     rows: list[Row] = []
     async with run.servers("stock", "ours+preload") as (stock, ours):
         for side, server in (("stock", stock), ("ours", ours)):
@@ -29,9 +29,7 @@ async def measure_memory(run: Run) -> list[Row]:
             for number, pid in enumerate(pids):
                 rows.append({"round": number, "side": side, **read_memory(pid)})
             seen = rows[-1]
-            run.say(
-                f"  memory: {side} {seen['pss'] / 1e6:.1f} MB PSS, {seen['private'] / 1e6:.1f} MB private"
-            )
+            run.say(f"  memory: {side} {seen['pss'] / 1e6:.1f} MB PSS, {seen['private'] / 1e6:.1f} MB private")
     return rows
 
 
@@ -39,7 +37,7 @@ async def _start(server: Server) -> int:
     """A kernel that has imported numpy and pandas; its process's id."""
     session = await server.client.start_session()
     async with server.client.channels(session.kernel_id) as channels:
-        await channels.execute(IMPORTS)
+        await channels.execute(IMPORTS.code)
         return int(await channels.execute("import os; os.getpid()"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 
 from benchmarks.client import Channels, Client
 from benchmarks.run import Run, take_turns
@@ -23,8 +24,8 @@ async def measure_restart(run: Run) -> list[Row]:
             await _restart(*kernels[side])  # once unmeasured
         for number, sides in take_turns(["stock", "ours"], run.rounds):
             for side in sides:
-                await run.settle(*servers)
-                rows.append({"round": number, "side": side, **await _restart(*kernels[side])})
+                take = partial(_restart, *kernels[side])
+                rows.append(await run.sample(number, side, take, servers))
             run.show("restart", number, rows)
     return rows
 

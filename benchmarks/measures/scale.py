@@ -1,13 +1,15 @@
-"""`scale`: whether a claim stays as quick when the server has many kernels, and what it does while they idle."""
+"""`scale`: whether a claim is as quick in a server with many kernels, and what they cost idle."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.measures.start import ONE, Cell, attach
+from benchmarks.measures.start import ONE, attach
+from benchmarks.pool import was_hit
 from benchmarks.run import Run
 from benchmarks.servers import Server
 from benchmarks.stats import Row
@@ -18,9 +20,12 @@ AT_ONCE = 4
 
 
 async def measure_scale(run: Run) -> list[Row]:
-    """A claim (POST /api/kernels) and the first result with 10 and with 500 live kernels (40 when quick), on ours.
+    """A claim on ours with 10 and with 500 live kernels (40 when quick).
 
-    Few, then many, then few again, so that a machine that grows slower meanwhile does not count against the many.
+    A claim is POST /api/kernels; the time to a first result is kept beside it.
+
+    Few, then many, then few again, so that a machine that grows slower meanwhile does not count
+    against the many.
     """
     few, many = (10, 40) if run.quick else (10, 500)
     half = run.rounds // 2
@@ -32,9 +37,7 @@ async def measure_scale(run: Run) -> list[Row]:
     return rows
 
 
-async def _at(
-    run: Run, server: Server, kernels: list[str], side: str, live: int, rounds: range
-) -> list[Row]:
+async def _at(run: Run, server: Server, kernels: list[str], side: str, live: int, rounds: range) -> list[Row]:
     if not rounds:
         return []
     run.say(f"  scale: to {live} live kernels")
@@ -44,10 +47,8 @@ async def _at(
     busy = await _idle_cpu(server)
     rows: list[Row] = []
     for number in rounds:
-        await run.settle(server)
-        rows.append(
-            {"round": number, "side": side, "live": live, "idle_cpu": busy, **await _claim(server)}
-        )
+        row = await run.sample(number, side, partial(_claim, server), (server,))
+        rows.append({**row, "live": live, "idle_cpu": busy})
         run.show("scale", number, rows, "claim")
     run.say(f"  scale: idle with {live} kernels, the server uses {busy * 100:.1f} % of a core")
     return rows
@@ -59,12 +60,14 @@ async def _claim(server: Server) -> Row:
     began = time.perf_counter()
     kernel_id = await client.start_kernel()
     claimed = time.perf_counter()
-    await attach(client, kernel_id, Cell(ONE, lambda result: result == "2"))
-    done = time.perf_counter()
-    after = await client.read_pool()
-    await client.delete_kernel(kernel_id)
-    hit = after.hits > before.hits if before and after else None
-    return {"claim": claimed - began, "seconds": done - began, "hit": hit}
+    try:
+        row = await attach(client, kernel_id, ONE)
+        row["hit"] = was_hit(before, await client.read_pool())
+    finally:
+        await client.delete_kernel(kernel_id)
+    row["claim"] = claimed - began
+    row["seconds"] += row["claim"]
+    return row
 
 
 async def _grow(server: Server, kernels: list[str], live: int) -> None:
@@ -81,13 +84,14 @@ async def _shrink(server: Server, kernels: list[str], live: int) -> None:
 
 
 async def _idle_cpu(server: Server) -> float:
-    """Cores the server's process uses while nothing is asked of it (the pool's supervisor is another process)."""
+    """Cores the server's process (not the pool's supervisor) uses while nothing is asked of it."""
     before, began = _cpu_seconds(server.pid), time.perf_counter()
     await asyncio.sleep(IDLE)
     return (_cpu_seconds(server.pid) - before) / (time.perf_counter() - began)
 
 
 def _cpu_seconds(pid: int) -> float:
-    # The name, which may hold spaces, ends at the last parenthesis; user and system time are fields 14 and 15.
+    # The name, which may hold spaces, ends at the last parenthesis; user and system time are fields
+    # 14 and 15.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -6,3 +6,8 @@ pyzmq, tornado), works from Python 3.10 and ipykernel 6.29 on, and imports nothi
 
 `wire` alone is shared with the server's side: both ends of one socket speak it.
 """
+
+import os
+
+# The environment that the process was started with, before anything could change it.
+FIRST_ENVIRONMENT = dict(os.environ)

@@ -9,6 +9,7 @@ Facts about ipykernel were read in kernelapp.py, heartbeat.py and iostream.py of
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -19,11 +20,13 @@ import zmq
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 
+from .history import LateHistory, without_history
+
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 BIND_TIMEOUT = 10.0
 
 
-def bind_to_listener(sock: zmq.Socket, endpoint: str, listener: int) -> None:
+def bind_to_listener(sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
     """Let *sock* accept on the listening socket *listener* (a descriptor, which libzmq owns from here)."""
     sock.setsockopt(zmq.USE_FD, listener)
     sock.bind(endpoint)
@@ -48,7 +51,7 @@ class UnboundKernelApp(IPKernelApp):
     name = "ipython-kernel"
     _when_closed: Any = None
 
-    def _try_bind_socket(self, s: zmq.Socket, port: int) -> int:
+    def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity
 
     def prepare(self, argv: list[str]) -> None:
@@ -110,15 +113,13 @@ class UnboundKernelApp(IPKernelApp):
         uses it: ZeroMQ sockets are not to be shared.
         """
         self.connection_file = connection_file
-        self.load_connection_info(info)
+        self.load_connection_info(info)  # type: ignore[arg-type]
         endpoint = {name: self._endpoint(getattr(self, f"{name}_port")) for name in CHANNELS}
-        handed = dict(zip(CHANNELS, listeners))
+        handed = dict(zip(CHANNELS, listeners, strict=True))
 
         self._bind_in_owner(self._shell_loop(), self.shell_socket, endpoint["shell"], handed["shell"])
         self._bind_in_owner(None, self.stdin_socket, endpoint["stdin"], handed["stdin"])
-        self._bind_in_owner(
-            self.control_thread.io_loop, self.control_socket, endpoint["control"], handed["control"]
-        )
+        self._bind_in_owner(self.control_thread.io_loop, self.control_socket, endpoint["control"], handed["control"])
         iopub = self.iopub_thread
         self._bind_in_owner(iopub.io_loop, iopub.socket, endpoint["iopub"], handed["iopub"])
         if hasattr(self, "_apply_curve_client_options"):
@@ -147,10 +148,8 @@ class UnboundKernelApp(IPKernelApp):
         from tornado import ioloop
 
         self.io_loop = ioloop.IOLoop.current()
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             self.io_loop.start()
-        except KeyboardInterrupt:
-            pass
 
     def close(self) -> None:
         """As stock; then tell the server that ports and listeners are free (it waits for that at a restart)."""
@@ -166,7 +165,7 @@ class UnboundKernelApp(IPKernelApp):
         thread = getattr(self, "shell_channel_thread", None)  # ipykernel >= 7
         return thread.io_loop if thread is not None else None
 
-    def _bind_in_owner(self, loop: Any, sock: zmq.Socket, endpoint: str, listener: int) -> None:
+    def _bind_in_owner(self, loop: Any, sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
         def bind() -> None:
             if hasattr(self, "_apply_curve_server_options"):
                 self._apply_curve_server_options(sock)
@@ -208,83 +207,6 @@ def run_in(loop: Any, act: Any) -> None:
         raise failure[0]
 
 
-def without_history(act: Any) -> Any:
-    """Run *act*; a shell that it builds opens no history database and starts no thread (`LateHistory` does)."""
-    from IPython.core.history import HistoryManager
-    from IPython.core.interactiveshell import InteractiveShell
-
-    def init_history(shell: Any) -> None:
-        shell.history_manager = HistoryManager(shell=shell, parent=shell, enabled=False)
-        shell.configurables.append(shell.history_manager)
-
-    stock = InteractiveShell.init_history
-    InteractiveShell.init_history = init_history
-    try:
-        return act()
-    finally:
-        InteractiveShell.init_history = stock
-
-
-class LateHistory:
-    """Opens the owner's history session beside the first messages: its commits wait for the disk.
-
-    The session's number follows the kernels that really ran, as at a cold start, so it can't be made
-    before the claim. Whatever could see history waits for it: each shell request but `kernel_info`.
-    """
-
-    UNAFFECTED = ("kernel_info_request", "comm_info_request", "connect_request", "interrupt_request")
-
-    def __init__(self, kernel: Any) -> None:
-        self._kernel = kernel
-        self._thread = threading.Thread(target=self._open, name="history", daemon=True)
-        self._stock_handlers = dict(kernel.shell_handlers)
-
-    def start(self) -> None:
-        """Begin; from here on the handlers concerned wait for the end, once."""
-        shell = self._kernel.shell
-        prior = shell.history_manager
-        if prior is not None and prior in shell.configurables:
-            shell.configurables.remove(prior)
-        for name, handler in self._stock_handlers.items():
-            if name not in self.UNAFFECTED:
-                self._kernel.shell_handlers[name] = self._after_joining(handler)
-        shell.events.register("pre_execute", self.join)
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the session is there and give the handlers back."""
-        self._thread.join()
-        shell = self._kernel.shell
-        if self.join in shell.events.callbacks["pre_execute"]:
-            shell.events.unregister("pre_execute", self.join)
-            self._kernel.shell_handlers.update(self._stock_handlers)
-            self._show(shell)
-
-    def _open(self) -> None:
-        self._kernel.shell.init_history()
-
-    def _after_joining(self, handler: Any) -> Any:
-        def joined(*args: Any) -> Any:
-            self.join()
-            return handler(*args)
-
-        return joined
-
-    @staticmethod
-    def _show(shell: Any) -> None:
-        history = shell.history_manager
-        for names, value in (
-            (("_ih", "In"), history.input_hist_parsed),
-            (("_oh", "Out"), history.output_hist),
-            (("_dh",), history.dir_hist),
-        ):
-            for name in names:
-                hidden = shell.user_ns_hidden.get(name) is shell.user_ns.get(name)
-                shell.user_ns[name] = value
-                if hidden:
-                    shell.user_ns_hidden[name] = value
-
-
 def launcher_path() -> str:
     """The file that `python -m ipykernel_launcher` would have put in `sys.argv[0]`."""
     spec = importlib.util.find_spec("ipykernel_launcher")
@@ -296,5 +218,3 @@ def reseed() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
-
-

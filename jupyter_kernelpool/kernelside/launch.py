@@ -20,7 +20,8 @@ def load_package() -> None:
     spec = importlib.util.spec_from_file_location(
         "_jupyter_kernelpool", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["_jupyter_kernelpool"] = package
     spec.loader.exec_module(package)

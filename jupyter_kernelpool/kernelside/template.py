@@ -60,6 +60,7 @@ def run(settings: dict[str, Any], orders: socket.socket, lifeline: int) -> None:
 
 def build(settings: dict[str, Any]) -> Any:
     """Import, preload, build the shell, run the init code; raises `Unfit` when forking would not be safe."""
+    from . import rehearsal  # noqa: F401  (forks find it imported)
     from .app import UnboundKernelApp
 
     import_what_a_kernel_imports_first()
@@ -191,7 +192,7 @@ def serve(app: Any, orders: socket.socket, lifeline: int) -> None:
                 continue
             if born:
                 orders.close()
-                be_a_kernel(app, fds[0], lifeline)
+                be_a_kernel(app, fds[0], lifeline, ahead=order.get("ahead", True))
                 return
             close_all(fds)
 
@@ -212,12 +213,12 @@ def fork_orphan() -> bool:
     return True
 
 
-def be_a_kernel(app: Any, channel: int, lifeline: int) -> None:
+def be_a_kernel(app: Any, channel: int, lifeline: int, *, ahead: bool) -> None:
     """In the fork: become a process of its own, then a warm kernel, then whoever claims it."""
     as_freshly_spawned()
     hold(lifeline)
     orders = socket.socket(fileno=channel)
-    Warm(app, orders).run()
+    Warm(app, orders, ahead=ahead).run()
 
 
 def close_all(fds: list[int]) -> None:

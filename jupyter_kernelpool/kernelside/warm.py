@@ -11,6 +11,7 @@ Afterwards the socket only tells the server `adopted`, `serving` and `closed`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,21 +19,29 @@ import sys
 import traceback
 from typing import Any
 
+from IPython.core.interactiveshell import InteractiveShell
+
+from . import FIRST_ENVIRONMENT
 from . import app as kernel_app
 from . import wire
+from .rehearsal import rehearse
 
 
 class Warm:
     """A started kernel without an owner."""
 
-    def __init__(self, app: kernel_app.UnboundKernelApp, orders: socket.socket) -> None:
+    def __init__(self, app: kernel_app.UnboundKernelApp, orders: socket.socket, *, ahead: bool = True) -> None:
+        """*ahead*: nobody waits for this kernel yet, so there is time to rehearse."""
         self.app = app
         self.orders = orders
+        self.ahead = ahead
 
     def run(self) -> None:
         """Start, wait to be claimed, then serve until shutdown; returns when the kernel's loop has ended."""
         self.app.start_unbound()
-        self.tell(event="warm", pid=os.getpid(), threads=len(os.listdir("/proc/self/task")) if _has_proc() else None)
+        if self.ahead:
+            rehearse(self.app)
+        self.tell(event="warm", pid=os.getpid())
         order, listeners = self.wait()
         try:
             adopt_surroundings(order)
@@ -66,31 +75,43 @@ class Warm:
 
     def tell(self, **message: Any) -> None:
         """Send *message* to the server; a server that is gone is no reason to fail."""
-        try:
+        with contextlib.suppress(OSError):
             wire.send(self.orders, message)
-        except OSError:
-            pass
 
 
 def adopt_surroundings(order: dict[str, Any]) -> None:
     """Take the owner's cwd, environment (added, changed and removed), arguments and random seeds."""
     os.chdir(order["cwd"])
-    wanted = order["env"]
+    wanted = environment_after_start(order["env"])
     for name in [name for name in os.environ if name not in wanted]:
         del os.environ[name]
     for name, value in wanted.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-    os.environ["PWD"] = wanted.get("PWD", "") or order["cwd"]
-    if "PWD" not in wanted:
-        del os.environ["PWD"]
     sys.argv[:] = [kernel_app.launcher_path(), *order["arguments"]]
     sys.orig_argv[:] = order["command"]
     kernel_app.reseed()
-    import IPython.core.interactiveshell as interactiveshell
+    if InteractiveShell.initialized():
+        InteractiveShell.instance().starting_dir = order["cwd"]
 
-    if interactiveshell.InteractiveShell.initialized():
-        interactiveshell.InteractiveShell.instance().starting_dir = order["cwd"]
+
+def environment_after_start(given: dict[str, str]) -> dict[str, str]:
+    """What the environment would be had this process been started with *given*.
+
+    A starting kernel sets variables itself (the shell: PAGER, CLICOLOR…; debugpy; init code). What this
+    process changed in its own first environment is changed in *given* likewise, unless *given* says
+    something else about it.
+    """
+    after = dict(given)
+    for name in FIRST_ENVIRONMENT.keys() | os.environ.keys():
+        first, now = FIRST_ENVIRONMENT.get(name), os.environ.get(name)
+        if first == now or given.get(name) != first:
+            continue
+        if now is None:
+            after.pop(name, None)
+        else:
+            after[name] = now
+    return after
 
 
 def as_freshly_spawned() -> None:
@@ -104,7 +125,3 @@ def as_freshly_spawned() -> None:
     os.dup2(nothing, 0)
     if nothing:
         os.close(nothing)
-
-
-def _has_proc() -> bool:
-    return os.path.isdir("/proc/self/task")

@@ -15,6 +15,8 @@ from typing import Any
 
 HEADER = struct.Struct("!I")
 MAX_FDS = 16
+# What a user's kernel runs (`!command`, os.system) must not hold on to its sockets.
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 MAX_MESSAGE = 64 * 1024 * 1024
 
 
@@ -81,7 +83,7 @@ def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes | None:
     room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     while len(chunks) < size:
         try:
-            data, ancillary, _flags, _address = sock.recvmsg(size - len(chunks), room)
+            data, ancillary, _flags, _address = sock.recvmsg(size - len(chunks), room, CLOSE_ON_EXEC)
         except ConnectionResetError:
             return None
         for level, kind, payload in ancillary:

@@ -20,7 +20,6 @@ from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.recipes import Recipe
 from jupyter_kernelpool.supervision import Supervision
 
-READY_TIMEOUT = 60.0
 ADOPT_TIMEOUT = 10.0
 PING_TIMEOUT = 5.0
 
@@ -185,8 +184,11 @@ class Launcher(ABC):
         it may work another time."""
 
     @abstractmethod
-    async def launch(self) -> Process:
-        """A started process in state WARM. Raises `LaunchFailed`; when cancelled, nothing is left behind."""
+    async def launch(self, *, ahead: bool = True) -> Process:
+        """A started process in state WARM; *ahead* tells that nobody waits for it.
+
+        Raises `LaunchFailed`; when cancelled, nothing is left behind.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -199,7 +201,7 @@ class Launcher(ABC):
         return record
 
 
-async def until_ready(process: Process, timeout: float = READY_TIMEOUT) -> dict[str, Any]:
+async def until_ready(process: Process, timeout: float) -> dict[str, Any]:
     """Wait for the process's own word that it is warm, and note that; when it fails, the process is ended."""
     try:
         async with asyncio.timeout(timeout):

@@ -27,7 +27,7 @@ class SpawnLauncher(Launcher):
         interpreter = resolve_interpreter(command.interpreter)
         return [interpreter, *_site_packages(interpreter)]
 
-    async def launch(self) -> Process:
+    async def launch(self, *, ahead: bool = True) -> Process:
         ours, its = socket.socketpair()
         process = Process(self.new_record(), self.supervision, ours)
         with its:
@@ -39,7 +39,7 @@ class SpawnLauncher(Launcher):
                 fds=[its.fileno()],
             )
         process.own(pid)
-        await until_ready(process)
+        await until_ready(process, self.recipe.settings.load_timeout)
         return process
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import READY_TIMEOUT, Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 LAUNCH_SCRIPT = Path(__file__).parent.parent / "kernelside" / "launch.py"
@@ -47,6 +47,7 @@ class TemplateLauncher(Launcher):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._pid = 0
+        self._loaded = False
         self._channel: Channel | None = None
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._forks: dict[int, Process] = {}
@@ -65,11 +66,11 @@ class TemplateLauncher(Launcher):
 
     @property
     def quick(self) -> bool:
-        return self._channel is not None and not self._channel.closed and bool(self._pid)
+        return self._loaded and self._channel is not None and not self._channel.closed
 
     @property
     def pid(self) -> int:
-        return self._pid if self._channel is not None and not self._channel.closed else 0
+        return self._pid if self.quick else 0
 
     def watched(self) -> list[str]:
         return self._watched
@@ -91,21 +92,25 @@ class TemplateLauncher(Launcher):
                     settings=kernelside_settings(self.recipe, "template"),
                     fds=[its.fileno()],
                 )
+            self._pid = spawned
             self.supervision.watch(spawned, lambda _code: self._lost())
             try:
-                async with asyncio.timeout(READY_TIMEOUT):
+                async with asyncio.timeout(self.recipe.settings.load_timeout):
                     message = await ready
             except TimeoutError as error:
-                text = f"the template was not ready within {READY_TIMEOUT:g} s: a preload or the init code hangs"
+                text = (
+                    "the template was not ready within KernelPool.load_timeout = "
+                    f"{self.recipe.settings.load_timeout:g} s: a preload or the init code hangs"
+                )
                 raise Unfit(text, reason=text, traceback="", kind="init_code") from error
         except BaseException:
             await self.close()
             raise
-        self._pid = spawned
+        self._loaded = True
         self._watched = message["watch"]
         self.seconds_to_load = message["seconds"]
 
-    async def launch(self) -> Process:
+    async def launch(self, *, ahead: bool = True) -> Process:
         if self._channel is None or self._channel.closed:
             raise LaunchFailed("the template is gone")
         ours, its = socket.socketpair()
@@ -114,8 +119,8 @@ class TemplateLauncher(Launcher):
         self._forks[number] = process
         try:
             with its:
-                self._channel.send({"op": "fork", "id": number}, [its.fileno()])
-            await until_ready(process)
+                self._channel.send({"op": "fork", "id": number, "ahead": ahead}, [its.fileno()])
+            await until_ready(process, self.recipe.settings.load_timeout)
         except ConnectionError as error:
             raise LaunchFailed("the template is gone") from error
         finally:
@@ -123,7 +128,7 @@ class TemplateLauncher(Launcher):
         return process
 
     async def close(self) -> None:
-        pid, self._pid = self._pid, 0
+        pid, self._pid, self._loaded = self._pid, 0, False
         if self._channel is not None:
             self._channel.close()
             self._channel = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import secrets
+import shutil
 from typing import Any
 
 import zmq
@@ -20,7 +20,7 @@ from jupyter_client.session import Session, new_id_bytes
 from jupyter_core.paths import jupyter_runtime_dir
 
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import READY_TIMEOUT, Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -37,7 +37,7 @@ class WholeLauncher(Launcher):
             reason = f"{program!r} is not to be found"
             raise Unfit(reason, reason=reason, traceback="")
 
-    async def launch(self) -> Process:
+    async def launch(self, *, ahead: bool = True) -> Process:
         process = Process(self.new_record(), self.supervision, None)
         path = os.path.join(jupyter_runtime_dir(), f"kernelpool-{secrets.token_hex(8)}.json")
         self.supervision.guard([path])
@@ -53,10 +53,10 @@ class WholeLauncher(Launcher):
                 settings=None,
             )
             process.own(pid)
-            answers = asyncio.ensure_future(_answers(dict(info)))
+            answers = asyncio.ensure_future(_answers(dict(info), self.recipe.settings.load_timeout))
             answers.add_done_callback(lambda done: _pass_on(done, process))
             try:
-                await until_ready(process)
+                await until_ready(process, self.recipe.settings.load_timeout)
             finally:
                 answers.cancel()
         except BaseException:
@@ -83,14 +83,14 @@ class WholeLauncher(Launcher):
         return [resolve_interpreter(argv[0]), *argv[1:]]
 
 
-async def _answers(info: dict[str, Any]) -> dict[str, Any]:
+async def _answers(info: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Ask on the control channel until the kernel answers; returns what `Process.ready` carries."""
     session = Session(key=info["key"].encode(), signature_scheme=info["signature_scheme"])
     context = zmq.asyncio.Context.instance()
     with context.socket(zmq.DEALER) as control:
         control.linger = 0
         control.connect(f"tcp://{info['ip']}:{info['control_port']}")
-        async with asyncio.timeout(READY_TIMEOUT):
+        async with asyncio.timeout(timeout):
             session.send(control, "kernel_info_request")
             await control.recv_multipart()
     return {"event": "warm"}
@@ -104,4 +104,3 @@ def _pass_on(answer: asyncio.Future[dict[str, Any]], process: Process) -> None:
         process.ready.set_result(answer.result())
     else:
         process.ready.set_exception(LaunchFailed(f"the kernel did not answer: {error!r}"))
-

@@ -1,4 +1,4 @@
-"""The REST routes, one small module a resource."""
+"""The REST routes, one small module a resource; `openapi.yaml` says what they take and answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 
 def handlers() -> list[tuple[Any, ...]]:
-    """Every route of ours, for the server's web application."""
-    from jupyter_kernelpool.rest import pool
+    """Every route of ours, relative to the server's base URL, for the server's web application."""
+    from jupyter_kernelpool.rest import health, kernels, pool, pools
+    from jupyter_kernelpool.rest.base import UNKNOWN
 
-    return [*pool.ROUTES]
+    return [*pool.ROUTES, *pools.ROUTES, *kernels.ROUTES, *health.ROUTES, *UNKNOWN]

@@ -1,17 +1,68 @@
-"""GET /pool (for now)."""
+"""GET /pool: what the pool does on this server, and what it can't, with the reason."""
+
 from __future__ import annotations
-import json
+
+import asyncio
+import time
+from collections.abc import Iterable
 from typing import Any
-from jupyter_server.base.handlers import APIHandler
+
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-class PoolHandler(APIHandler):
-    auth_resource = "kernels"
+from jupyter_kernelpool import __version__
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.recipe_pool import RecipePool
+from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
+from jupyter_kernelpool.rest.models import (
+    Model,
+    capabilities,
+    count_active,
+    no_totals,
+    read_memory,
+    recipe_model,
+    totals,
+)
+
+
+async def recipe_models(manager: PoolingKernelManager, pools: Iterable[RecipePool]) -> list[Model]:
+    """The models of *pools*, by name; the templates' memory is read off the event loop."""
+    chosen = sorted(pools, key=lambda pool: pool.recipe.name)
+    pids = [pool.launcher.pid for pool in chosen if pool.launcher is not None and pool.launcher.pid]
+    memory = await asyncio.to_thread(read_memory, pids) if pids else {}
+    active = count_active(manager.get_kernel(kernel_id) for kernel_id in manager.list_kernel_ids())
+    return [
+        recipe_model(
+            pool,
+            active=active[pool.recipe.name],
+            policy=manager.pool.policy,
+            now=time.monotonic(),
+            memory=memory,
+        )
+        for pool in chosen
+    ]
+
+
+class PoolHandler(KernelPoolHandler):
+    """The pool as a whole; answers also where nothing is pooled."""
+
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        p = self.kernel_manager.pool
-        self.finish(json.dumps({"recipes":[{"name":x.recipe.name,"hits":x.hits,"misses":x.misses,"warm":len(x.warm),"starting":x.starting,"last_error":x.last_error and x.last_error.reason, "stage": x.stage} for x in p.pools.values()]}))
+        manager = self.pooling
+        kernels = len(self.kernel_manager.list_kernel_ids())
+        why = self.why_disabled()
+        recipes = await recipe_models(manager, manager.pool.pools.values()) if manager is not None else []
+        self.reply(
+            {
+                "version": __version__,
+                "enabled": why is None,
+                "why": why,
+                "capabilities": capabilities(self.kernel_manager, why),
+                "totals": totals(manager.pool, recipes, kernels) if manager is not None else no_totals(kernels),
+                "recipes": recipes,
+            }
+        )
 
-ROUTES: list[tuple[Any, ...]] = [(r"/kernelpool/v1/pool", PoolHandler)]
+
+ROUTES: list[tuple[Any, ...]] = [(PREFIX + "/pool", PoolHandler)]

@@ -1,0 +1,105 @@
+"""IPython's history for a kernel that gets its owner late.
+
+The session's number follows the kernels that really ran, as at a cold start, so its row can't be written
+before the claim; and writing it waits for the disk (5 to 30 ms). So the shell is built with its history
+switched off, and `LateHistory` opens it beside the first requests. Cells that run meanwhile are kept in
+memory and written when it is open; what reads the database, or names the history manager, waits for it.
+
+Facts are from IPython/core/history.py of 8.18 and 9.18.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+READS_OR_ENDS = (
+    "_run_sql",
+    "end_session",
+    "get_last_session_id",
+    "get_session_info",
+    "name_session",
+    "new_session",
+    "reset",
+    "writeout_cache",
+)
+
+
+def without_history(act: Any) -> Any:
+    """Run *act*; a shell that it builds opens no history database and starts no thread."""
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+
+    def init_history(shell: Any) -> None:
+        shell.history_manager = HistoryManager(shell=shell, parent=shell, enabled=False)
+        shell.configurables.append(shell.history_manager)
+
+    stock = InteractiveShell.init_history
+    InteractiveShell.init_history = init_history  # type: ignore[method-assign]
+    try:
+        return act()
+    finally:
+        InteractiveShell.init_history = stock  # type: ignore[method-assign]
+
+
+class LateHistory:
+    """Switches the history of *kernel*'s shell on, in a thread of its own."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._history = kernel.shell.history_manager
+        self._thread = threading.Thread(target=self._open, name="kernelpool-history", daemon=True)
+
+    def start(self) -> None:
+        """Begin; nothing to do where the user's configuration switches history off."""
+        history = self._history
+        if history is None or not history.config.HistoryManager.get("enabled", True):
+            return
+        history.dir_hist[:] = [Path.cwd()]
+        for name in READS_OR_ENDS:
+            setattr(history, name, self._waiting(name))
+        for name in ("execute_request", "history_request"):
+            self._kernel.shell_handlers[name] = self._waiting_handler(name, self._kernel.shell_handlers[name])
+        self._thread.start()
+
+    def _open(self) -> None:
+        from IPython.core.history import HistorySavingThread
+
+        history, stock = self._history, type(self._history)
+        history.enabled = True
+        try:
+            stock.init_db(history)
+            stock.new_session(history)
+        except Exception:
+            history.log.exception("No history session in %s; it is kept in memory", history.hist_file)
+            history.hist_file = ":memory:"
+            stock.init_db(history)
+            stock.new_session(history)
+        if str(history.hist_file) != ":memory:":
+            history.save_thread = HistorySavingThread(history)
+            if not history.save_thread.is_alive():  # IPython 8 starts it in its constructor
+                history.save_thread.start()
+            history.using_thread = True
+            if history.save_flag is not None:
+                history.save_flag.set()  # cells that ran meanwhile
+        for name in READS_OR_ENDS:
+            delattr(history, name)
+
+    def _waiting(self, name: str) -> Any:
+        def wait_and_call(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is not self._thread:
+                self._thread.join()
+            return getattr(type(self._history), name)(self._history, *args, **kwargs)
+
+        return wait_and_call
+
+    def _waiting_handler(self, name: str, handler: Any) -> Any:
+        def handle(stream: Any, ident: Any, parent: Any) -> Any:
+            if name == "history_request" or "history_manager" in parent["content"].get("code", ""):
+                self._thread.join()
+            if not self._thread.is_alive():
+                self._kernel.shell_handlers[name] = handler
+            return handler(stream, ident, parent)
+
+        return handle

@@ -1,0 +1,53 @@
+"""GET /kernels, GET /kernels/{kernel}: every kernel of the server, and the story of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from tornado import web
+
+from jupyter_kernelpool.errors import NotFound
+from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
+from jupyter_kernelpool.rest.models import Model, kernel_model
+
+
+class KernelsHandler(KernelPoolHandler):
+    """All kernels that Jupyter lists, those it adopted and those of other provisioners included."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        state = self.read_choice("state", State)
+        recipe = self.get_query_argument("recipe", None)
+        models = [describe(self.kernel_manager, kernel_id) for kernel_id in self.kernel_manager.list_kernel_ids()]
+        page, following = self.cut(
+            (model["id"], model)
+            for model in models
+            if state in (None, model["state"]) and recipe in (None, model["recipe"])
+        )
+        self.reply({"kernels": page, "next": following})
+
+
+class KernelHandler(KernelPoolHandler):
+    """One kernel."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, kernel: str) -> None:
+        if kernel not in self.kernel_manager.list_kernel_ids():
+            raise NotFound(f"there is no kernel {kernel!r}", kernel=kernel)
+        self.reply(describe(self.kernel_manager, kernel))
+
+
+def describe(manager: Any, kernel_id: str) -> Model:
+    """The model of the kernel *kernel_id* of *manager*, which may be any kernel manager."""
+    connections = getattr(manager, "_kernel_connections", {}).get(kernel_id, 0)
+    return kernel_model(kernel_id, manager.get_kernel(kernel_id), connections)
+
+
+ROUTES: list[tuple[Any, ...]] = [
+    (PREFIX + "/kernels", KernelsHandler),
+    (PREFIX + r"/kernels/(?P<kernel>[^/]+)", KernelHandler),
+]

@@ -1,0 +1,254 @@
+"""A real server in a process of its own, and what a client sees of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client import BlockingKernelClient
+
+TOKEN = "integration"
+PATIENCE = 30.0
+
+
+def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
+    """Wait until *condition* is true; returns its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(0.02)
+
+
+@dataclass
+class Server:
+    """A jupyter_server process with folders of its own."""
+
+    folder: Path
+    options: list[str]
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    clients: list[BlockingKernelClient] = field(default_factory=list)
+
+    @property
+    def runtime(self) -> Path:
+        return self.folder / "runtime"
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        for name in ("runtime", "root", "config", "data", "ipython"):
+            (self.folder / name).mkdir(exist_ok=True)
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER_", "JPY_"))}
+        env |= {
+            "JUPYTER_RUNTIME_DIR": str(self.runtime),
+            "JUPYTER_CONFIG_DIR": str(self.folder / "config"),
+            "JUPYTER_DATA_DIR": str(self.folder / "data"),
+            "JUPYTER_PLATFORM_DIRS": "1",
+            "IPYTHONDIR": str(self.folder / "ipython"),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            **self.environment,
+        }
+        command = [
+            sys.executable, "-m", "jupyter_server", "--port=0", "--ip=127.0.0.1",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--ServerApp.allow_root=True",
+            f"--ServerApp.root_dir={self.root}", "--ServerApp.open_browser=False",
+            "--ServerApp.jpserver_extensions={'jupyter_kernelpool': True, 'jupyterlab': False}",
+            "--KernelPool.busy_cores=1.0", *self.options,
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        eventually(self._answers, "the server answers")
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the server ended:\n{self.log}"
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            self.port = json.loads((self.runtime / f"jpserver-{self.process.pid}.json").read_text())["port"]
+            return self.call("/api")[0] == 200
+        return False
+
+    def call(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+        """Status and parsed body of a request."""
+        status, _, parsed = self.exchange(path, method, body)
+        return status, parsed
+
+    def exchange(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any, Any]:
+        """Status, headers and parsed body of a request."""
+        data = json.dumps(body).encode() if body is not None else (b"" if method in ("POST", "PATCH") else None)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Authorization": f"token {TOKEN}"}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+                status, headers, raw = reply.status, reply.headers, reply.read()
+        except urllib.error.HTTPError as error:
+            status, headers, raw = error.code, error.headers, error.read()
+        try:
+            return status, headers, json.loads(raw) if raw else None
+        except ValueError:
+            return status, headers, raw.decode()
+
+    def recipe(self, name: str = "python3") -> dict[str, Any]:
+        """The recipe's row in /pool, or an empty dict."""
+        status, pool = self.call("/kernelpool/v1/pool")
+        assert status == 200, pool
+        return next((row for row in pool["recipes"] if row["name"] == name), {})
+
+    def wait_warm(self, count: int = 2, name: str = "python3") -> None:
+        eventually(lambda: self.recipe(name).get("warm", 0) >= count, f"{count} kernels of {name} are warm")
+
+    def start_kernel(self, **model: Any) -> str:
+        status, kernel = self.call("/api/kernels", "POST", {"name": "python3", **model})
+        assert status == 201, kernel
+        return str(kernel["id"])
+
+    def start_session(self, path: str, name: str = "python3", kind: str = "notebook") -> dict[str, Any]:
+        status, session = self.call(
+            "/api/sessions", "POST", {"path": path, "name": path, "type": kind, "kernel": {"name": name}}
+        )
+        assert status == 201, session
+        return dict(session)
+
+    def client(self, kernel_id: str) -> BlockingKernelClient:
+        """A third party's ZeroMQ client of the kernel, from its connection file."""
+        client = BlockingKernelClient(connection_file=str(self.connection_file(kernel_id)))
+        client.load_connection_file()
+        client.start_channels()
+        self.clients.append(client)
+        # Not wait_for_ready: it takes a kernel that is slow to bind its heartbeat for dead.
+        eventually(lambda: _ready(client), "the kernel answers on shell and iopub")
+        return client
+
+    def connection_file(self, kernel_id: str) -> Path:
+        return self.runtime / f"kernel-{kernel_id}.json"
+
+    def run(self, kernel: str | BlockingKernelClient, code: str, timeout: float = PATIENCE) -> str:
+        """What *code* prints in the kernel; an error in it fails the test."""
+        client = self.client(kernel) if isinstance(kernel, str) else kernel
+        printed: list[str] = []
+
+        def hear(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                printed.append(content["text"])
+            elif message["msg_type"] == "execute_result":
+                printed.append(content["data"]["text/plain"])
+
+        reply = client.execute_interactive(code, output_hook=hear, timeout=timeout)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return "".join(printed).strip()
+
+    def hit(self) -> int:
+        return int(self.recipe().get("hits", 0))
+
+    def ours(self) -> list[psutil.Process]:
+        """Every process of the pool: the supervisor and all below it."""
+        assert self.process is not None
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if "jupyter_kernelpool.supervisor" in child.cmdline():
+                    found += [child, *child.children(recursive=True)]
+        return found
+
+    def supervisor(self) -> psutil.Process:
+        return self.ours()[0]
+
+    def template(self) -> int:
+        return int(self.recipe()["template"]["pid"])
+
+    def stop(self) -> None:
+        for client in self.clients:
+            client.stop_channels()
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+
+
+def _ready(client: BlockingKernelClient) -> bool:
+    client.kernel_info()
+    try:
+        client.get_shell_msg(timeout=1)
+        client.get_iopub_msg(timeout=0.5)
+    except Empty:
+        return False
+    with contextlib.suppress(Empty):
+        while True:
+            client.get_shell_msg(timeout=0.05)
+    return True
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of *processes* runs any more."""
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.fixture(scope="session")
+def kp_servers() -> Iterator[Callable[..., Server]]:
+    """Starts servers (`kp_servers(tmp_path, "--Trait=…")`) and stops them in the end."""
+    servers: list[Server] = []
+
+    def start(folder: Path, *options: str, **environment: str) -> Server:
+        server = Server(folder, list(options), environment=environment)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def kp_start(kp_servers: Callable[..., Server], tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server for this test alone and stops it afterwards."""
+    started: list[Server] = []
+
+    def start(*options: str, **environment: str) -> Server:
+        folder = tmp_path / f"server{len(started)}"
+        folder.mkdir()
+        started.append(kp_servers(folder, *options, **environment))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def kp_server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the extension and no configuration, shared by a module's tests."""
+    server = kp_servers(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()

@@ -1,0 +1,95 @@
+"""A restart is a fresh kernel under the same id, ports and key; clients carry on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from .conftest import Server, eventually
+
+pytestmark = pytest.mark.integration
+
+
+def restart(server: Server, kernel: str) -> None:
+    status, model = server.call(f"/api/kernels/{kernel}/restart", "POST")
+    assert status == 200, model
+    assert model["id"] == kernel
+
+
+def test_restart_is_a_pool_hit_that_keeps_identity_and_clients(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    (kp_server.root / "folder").mkdir(exist_ok=True)
+    session = kp_server.start_session("folder/restarted.ipynb")
+    kernel = session["kernel"]["id"]
+    client = kp_server.client(kernel)
+    before = json.loads(kp_server.connection_file(kernel).read_text())
+    pid = kp_server.run(client, "x = 1; import os; print(os.getpid())")
+    kp_server.wait_warm()
+    hits = kp_server.hit()
+    restart(kp_server, kernel)
+    assert kp_server.hit() == hits + 1
+    assert json.loads(kp_server.connection_file(kernel).read_text()) == before
+    # The same client object, never told of anything:
+    assert kp_server.run(client, "print('x' in globals())") == "False"
+    assert kp_server.run(client, "import os; print(os.getpid())") != pid
+    assert kp_server.run(client, "print(os.getcwd())") == str(kp_server.root / "folder")
+    assert kp_server.run(client, "print(__session__)").endswith("folder/restarted.ipynb")
+
+
+def test_rename_arrives_at_the_next_restart(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    session = kp_server.start_session("before.ipynb")
+    kernel = session["kernel"]["id"]
+    status, _ = kp_server.call(
+        f"/api/sessions/{session['id']}", "PATCH", {"path": "after.ipynb", "name": "after.ipynb", "type": "notebook"}
+    )
+    assert status == 200
+    restart(kp_server, kernel)
+    assert kp_server.run(kernel, "import os; print(os.environ['JPY_SESSION_NAME'])").endswith("after.ipynb")
+
+
+def test_killed_kernel_comes_back_at_once_for_the_same_client(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    client = kp_server.client(kernel)
+    pid = int(kp_server.run(client, "import os; print(os.getpid())"))
+    kp_server.wait_warm()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: kp_server.call(f"/kernelpool/v1/kernels/{kernel}")[1].get("pid") not in (pid, 0), "restarted")
+    assert int(kp_server.run(client, "import os; print(os.getpid())")) != pid
+
+
+def test_busy_kernel_is_restarted(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    client = kp_server.client(kernel)
+    client.execute("while True: pass")
+    restart(kp_server, kernel)
+    assert kp_server.run(client, "print(1)") == "1"
+
+
+def test_what_a_kernel_registered_for_its_exit_is_run(kp_server: Server) -> None:
+    """A restart shortens no kernel's end: exit handlers run, files are flushed."""
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    target, unflushed = kp_server.root / "atexit.txt", kp_server.root / "unflushed.txt"
+    kp_server.run(
+        kernel,
+        f"import atexit; atexit.register(lambda: open({str(target)!r}, 'w').write('done'))\n"
+        f"f = open({str(unflushed)!r}, 'w'); f.write('buffered')",
+    )
+    restart(kp_server, kernel)
+    eventually(lambda: target.exists() and target.read_text() == "done", "the exit handler ran")
+    eventually(lambda: unflushed.read_text() == "buffered", "the open file was flushed")
+
+
+def test_a_kernel_never_returns_to_the_pool(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    pid = int(kp_server.run(kernel, "import os; print(os.getpid())"))
+    assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "the process ended")
+    assert not kp_server.connection_file(kernel).exists()

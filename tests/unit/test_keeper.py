@@ -1,0 +1,243 @@
+"""The one background loop, turned by hand: it fills, gives way to users, and survives what goes wrong."""
+
+import asyncio
+import logging
+import types
+
+import pytest
+
+from jupyter_kernelpool import keeper as keeper_module
+from jupyter_kernelpool import pool as pool_module
+from jupyter_kernelpool import recipe_pool as recipe_pool_module
+from jupyter_kernelpool.decisions import Drain, Host, Launch, Load, Stage
+from jupyter_kernelpool.errors import LaunchFailed, SupervisorGone
+from jupyter_kernelpool.keeper import Keeper, look_at_host
+from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.testing import FakeLauncher, FakeSupervision, Outcome, Script, fake_identity, fake_request
+
+CALM = Host(available_memory=1 << 40, busy=0.0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def kp_clock(monkeypatch):
+    clock = Clock()
+    for module in (keeper_module, pool_module, recipe_pool_module):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock, time=clock))
+    monkeypatch.setattr(keeper_module, "look_at_host", lambda: CALM)
+    return clock
+
+
+@pytest.fixture
+def kp_script():
+    return Script()
+
+
+@pytest.fixture
+def kp_keeper(kp_clock, kp_script):
+    pool = KernelPool(launchers=[FakeLauncher.of(kp_script)], log=logging.getLogger("test"))
+    pool.supervision = FakeSupervision()
+    return Keeper(pool)
+
+
+async def done(keeper: Keeper) -> None:
+    """All that the keeper began has ended."""
+    while keeper._jobs:
+        await asyncio.gather(*keeper._jobs)
+
+
+async def turned(keeper: Keeper, turns: int = 20) -> list:
+    """Turn until there is nothing to do."""
+    all_actions = []
+    for _ in range(turns):
+        actions = await keeper.turn()
+        await done(keeper)
+        if not actions:
+            return all_actions
+        all_actions += actions
+    raise AssertionError(f"the keeper does not come to rest: {all_actions}")
+
+
+async def test_recipe_is_loaded_and_filled_to_its_floor_one_at_a_time(kp_keeper, kp_script):
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    key = recipe.recipe.key
+    assert await turned(kp_keeper) == [Load(key), Launch(key, 1), Launch(key, 1)]
+    assert len(recipe.warm) == 2
+    assert recipe.starting == 0
+    assert [process.ahead for process in kp_script.processes] == [True, True]
+
+
+async def test_next_turn_does_not_begin_again_what_is_under_way(kp_keeper, kp_script):
+    kp_script.prepares.append(Outcome.HANG)
+    kp_script.launches.append(Outcome.HANG)
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    assert len(await kp_keeper.turn()) == 1
+    assert await kp_keeper.turn() == []
+    await asyncio.sleep(0)
+    kp_script.release()
+    await done(kp_keeper)
+    assert len(await kp_keeper.turn()) == 1
+    assert await kp_keeper.turn() == []
+    await asyncio.sleep(0)
+    assert await kp_keeper.turn() == []
+    assert recipe.starting == 1
+    kp_script.release()
+    await done(kp_keeper)
+    assert len(kp_script.processes) == 1
+
+
+async def test_refill_waits_for_the_users_kernel(kp_keeper, kp_clock):
+    pool = kp_keeper.pool
+    recipe = pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    pool.user_start_began("mine")
+    await pool.claim(recipe, fake_request("mine"), fake_identity())
+    assert await kp_keeper.turn() == []
+    pool.user_start_ended("mine")
+    assert await kp_keeper.turn() == []
+    kp_clock.now += 0.5
+    assert await kp_keeper.turn() == [Launch(recipe.recipe.key, 1)]
+    await done(kp_keeper)
+
+
+async def test_who_waits_is_served_beside_his_own_start(kp_keeper, kp_script):
+    pool = kp_keeper.pool
+    recipe = pool.recipe_pool(fake_request())
+    await recipe.load()
+    pool.user_start_began("mine")
+    claim = asyncio.create_task(pool.claim(recipe, fake_request("mine"), fake_identity()))
+    await asyncio.sleep(0)
+    assert await kp_keeper.turn() == [Launch(recipe.recipe.key, 1)]
+    assert await claim is kp_script.processes[0]
+    assert not kp_script.processes[0].ahead
+    await done(kp_keeper)
+
+
+async def test_user_start_that_never_gets_ready_stops_refilling_for_ten_seconds_only(kp_keeper, kp_clock):
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await recipe.load()
+    kp_keeper.pool.user_start_began("without a client")
+    kp_clock.now += 9
+    assert await kp_keeper.turn() == []
+    kp_clock.now += 2
+    assert await kp_keeper.turn() == [Launch(recipe.recipe.key, 1)]
+    await done(kp_keeper)
+
+
+async def test_changed_environment_is_drained_and_filled_anew(kp_keeper, kp_script, tmp_path):
+    kp_script.watched = [str(tmp_path / "installed")]
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    old = [process for process, _ in recipe.warm]
+    (tmp_path / "installed").mkdir()
+    assert [type(action) for action in await turned(kp_keeper)] == [Drain, Load, Launch, Launch]
+    await asyncio.sleep(0)
+    assert not any(process.alive for process in old)
+    assert len(recipe.warm) == 2
+    assert kp_script.launchers[0].closed
+
+
+async def test_failing_recipe_backs_off_and_leaves_others_alone(kp_keeper, kp_script, kp_clock):
+    pool = kp_keeper.pool
+    kp_script.prepares.append(LaunchFailed("the disk is full"))
+    bad = pool.recipe_pool(fake_request(env={"HOME": "/bad"}))
+    good = pool.recipe_pool(fake_request(env={"HOME": "/good"}))
+    await turned(kp_keeper)
+    assert bad.stage is Stage.FAILED
+    assert len(good.warm) == 2
+    kp_clock.now += 2
+    await turned(kp_keeper)
+    assert len(bad.warm) == 2
+
+
+async def test_keeper_survives_an_error_that_nobody_foresaw(kp_keeper, kp_script, kp_clock, caplog):
+    kp_script.prepares.append(ZeroDivisionError("surprise"))
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    assert "surprise" in caplog.text
+    assert recipe.stage is Stage.FAILED
+    kp_clock.now += 31
+    await turned(kp_keeper)
+    assert len(recipe.warm) == 2
+
+
+async def test_lost_supervisor_is_replaced_a_second_later(kp_keeper, kp_script, kp_clock):
+    kp_script.launches.append(SupervisorGone("the supervisor ended"))
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    assert recipe.stage is Stage.DOWN
+    kp_clock.now += 1.1
+    await turned(kp_keeper)
+    assert len(recipe.warm) == 2
+
+
+async def test_unused_recipe_is_forgotten_and_the_pinned_stays(kp_keeper, kp_script, kp_clock):
+    pool = kp_keeper.pool
+    pinned = pool.recipe_pool(fake_request(env={"HOME": "/pinned"}), pinned=True)
+    pool.recipe_pool(fake_request(env={"HOME": "/other"}))
+    await turned(kp_keeper)
+    kp_clock.now += pool.recipe_idle + 1
+    await turned(kp_keeper)
+    assert list(pool.pools.values()) == [pinned]
+    assert len(pinned.warm) == 2  # made anew: they were too old
+
+
+async def test_paused_pool_is_let_be(kp_keeper):
+    kp_keeper.pool.recipe_pool(fake_request())
+    kp_keeper.pool.paused = True
+    assert await kp_keeper.turn() == []
+
+
+async def test_running_loop_fills_the_pool_and_stops(kp_keeper):
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    kp_keeper.start()
+    kp_keeper.start()
+    await kp_keeper.pool.warmed(timeout=10)
+    await kp_keeper.stop()
+    assert len(recipe.warm) == 2
+    await kp_keeper.stop()
+
+
+async def test_running_loop_survives_a_turn_that_fails(kp_keeper, monkeypatch, caplog):
+    plan, calls = keeper_module.plan, []
+
+    def stumbling(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            kp_keeper.pool.wake.set()
+            raise ZeroDivisionError("surprise")
+        return plan(*given)
+
+    monkeypatch.setattr(keeper_module, "plan", stumbling)
+    kp_keeper.pool.recipe_pool(fake_request())
+    kp_keeper.start()
+    await kp_keeper.pool.warmed(timeout=10)
+    await kp_keeper.stop()
+    assert "surprise" in caplog.text
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5])
+async def test_stopping_ends_what_was_begun(kp_keeper, kp_script, turns):
+    kp_script.launches.append(Outcome.HANG)
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await recipe.load()
+    await kp_keeper.turn()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await kp_keeper.stop()
+    assert not kp_keeper._jobs
+    assert not any(process.alive for process in kp_script.processes)
+    assert not recipe.warm
+
+
+def test_host_is_looked_at():
+    host = look_at_host()
+    assert host.available_memory > 0
+    assert 0.0 <= host.busy <= 1.0
