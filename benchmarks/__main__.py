@@ -54,17 +54,26 @@ def main(argv: list[str] | None = None) -> int:
         options.variants,
     )
     names = [name for name in MEASURES if not options.names or name in options.names]
-    is_complete = names == list(MEASURES) and not run.quick and not run.stand_ins
-    path = options.json or (store.COMPLETE if is_complete else store.PARTIAL)
+    is_complete = names == list(MEASURES) and run.rounds >= ROUNDS
+    is_complete = is_complete and not run.quick and not run.stand_ins
+    path = options.json or store.PARTIAL
     try:
         measured = asyncio.run(_measure(run, names, path))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        run.say(f"stopped; what was measured so far: {path}")
+        run.say("stopped")
         return 130
     print(make_page(measured))
-    if is_complete or options.out:
+    failed = [name for name, found in measured["measures"].items() if found.get("error")]
+    counts = is_complete and not failed
+    if counts and not options.json:
+        path = path.replace(store.COMPLETE)
+    run.say(f"rows:  {path}")
+    if counts or options.out:
         store.publish(measured, options.out, run.say)
-    return _judge(measured, run, assert_ratios=options.assert_ratios)
+    missed = find_missed(measured["measures"]) if options.assert_ratios else []
+    for sentence in [f"failed: {name}" for name in failed] + [f"missed: {text}" for text in missed]:
+        run.say(sentence)
+    return 1 if failed or missed else 0
 
 
 async def _measure(run: Run, names: list[str], path: Path) -> dict[str, Any]:
@@ -87,16 +96,7 @@ async def _measure(run: Run, names: list[str], path: Path) -> dict[str, Any]:
             }
         store.save(measured, path)
         run.say(f"  {name} took {time.monotonic() - began:.0f} s")
-    run.say(f"rows:  {path}")
     return measured
-
-
-def _judge(measured: dict[str, Any], run: Run, *, assert_ratios: bool) -> int:
-    failed = [name for name, found in measured["measures"].items() if found.get("error")]
-    missed = find_missed(measured["measures"]) if assert_ratios else []
-    for sentence in [f"{name}: failed" for name in failed] + [f"missed: {text}" for text in missed]:
-        run.say(sentence)
-    return 1 if failed or missed else 0
 
 
 def _report(arguments: list[str]) -> int:

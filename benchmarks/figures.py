@@ -34,6 +34,8 @@ class Goal:
     bound: Bound
     limit: float
     under: str | None = None
+    ratio_to: str = ""
+    """How the ratio reads after its `×`: "faster", "floor"."""
     statistic: str = "median"
     value: str | None = None
 
@@ -69,11 +71,12 @@ class Outcome:
 
 
 def _within_floor(limit: float, floor: str = "floor", name: str = "floor") -> Goal:
-    return Goal(f"≤ {limit:g} × {name}", "ours", Bound.AT_MOST, limit, under=floor)
+    return Goal(f"≤ {limit:g} × {name}", "ours", Bound.AT_MOST, limit, under=floor, ratio_to=name)
 
 
 def _faster(times: float) -> Goal:
-    return Goal(f"≥ {times:g} × faster", "stock", Bound.AT_LEAST, times, under="ours")
+    text = f"≥ {times:g} × faster"
+    return Goal(text, "stock", Bound.AT_LEAST, times, under="ours", ratio_to="faster")
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -118,7 +121,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(
         "claim (`POST /api/kernels`) with {live} kernels in the server",
         "scale",
-        (Goal("≤ 1.5 × with 10", "many", Bound.AT_MOST, 1.5, under="few"),),
+        (Goal("≤ 1.5 × with 10", "many", Bound.AT_MOST, 1.5, under="few", ratio_to="with 10"),),
         value="claim",
         stock=None,
         ours="many",

@@ -59,7 +59,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         for axis, panel in zip(axes[:, 0], panels, strict=True):
             is_time = panel is times
             _draw_bars(axis, panel, Unit.SECONDS if is_time else Unit.BYTES)
-            axis.set_xlabel("seconds, logarithmic: less is better" if is_time else "private memory, logarithmic")
+            axis.set_xlabel("time, logarithmic: less is better" if is_time else "private memory, logarithmic")
         handles = {
             label: patch for axis in axes[:, 0] for patch, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }

@@ -20,8 +20,8 @@ def write_amount(number: float | None, unit: Unit) -> str:
         return f"{number / 1e6:.1f} MB"
     if unit is Unit.CORES:
         return f"{number * 100:.1f} %"
-    if number >= 10:
-        return f"{number:.1f} s"
+    if number >= 1:
+        return f"{number:.2f} s" if number < 10 else f"{number:.1f} s"
     milliseconds = number * 1000
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
 
@@ -80,7 +80,8 @@ def _ratio(outcome: Outcome) -> str:
     goal: Goal = outcome.goal
     if goal.under is None or outcome.seen is None:
         return ""
-    return f"{outcome.seen:.2f} ×" if outcome.seen < 10 else f"{outcome.seen:.1f} ×"
+    digits = 2 if outcome.seen < 10 else 1
+    return f"{outcome.seen:.{digits}f} × {goal.ratio_to}"
 
 
 def _met(outcome: Outcome) -> str:

@@ -148,7 +148,7 @@ def plan(view: View, policy: Policy, now: float) -> list[Action]:
     actions: list[Action] = []
     waiting = any(recipe.waiting for recipe in view.recipes)
     settled = not waiting and view.users_starting == 0 and now - view.last_start >= policy.settle
-    calm = settled and view.host.busy < policy.busy_cores
+    calm = settled and view.host.busy <= policy.busy_cores
     memory = view.host.available_memory - policy.reserve_memory
     room = policy.parallel_starts - sum(recipe.starting for recipe in view.recipes)
     for recipe in view.recipes:

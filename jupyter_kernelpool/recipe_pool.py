@@ -184,10 +184,10 @@ class RecipePool:
 
     async def load(self) -> None:
         """Prepare a launcher, the first that is fit; on failure note why, and when to try again."""
-        if self.draining:
-            self.stage = Stage.DOWN
-            return
         self.stage = Stage.LOADING
+        former, self.launcher, self._fingerprint = self.launcher, None, ""
+        if former is not None:
+            await former.close()
         error: LaunchFailed | None = None
         for launcher_class in self._launcher_classes:
             launcher = launcher_class(self.recipe, self._supervision, self.log)
@@ -202,7 +202,7 @@ class RecipePool:
             except BaseException:
                 self.stage = Stage.DOWN
                 raise
-            if self.draining or launcher.recipe.key != self.recipe.key:
+            if launcher.recipe.key != self.recipe.key or self.draining:
                 await launcher.close()  # meanwhile removed, or given other settings
                 self.stage = Stage.DOWN
                 return

@@ -27,7 +27,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.launchers.base import Launcher, Process
-from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.pool import Identity, Request
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
 from jupyter_kernelpool.supervision import Supervision
@@ -337,7 +337,7 @@ async def discarded_process_ends(bench: LauncherBench) -> None:
     launcher = await bench.prepared()
     process = await launcher.launch()
     process.discard("no longer needed")
-    assert process.record.state is State.STOPPING
+    assert State.STOPPING in [move.to for move in process.record.story]
     async with asyncio.timeout(PATIENCE):
         await asyncio.shield(process.exited)
     assert process.record.state is State.DEAD
@@ -348,6 +348,14 @@ async def discarded_process_ends(bench: LauncherBench) -> None:
 async def cancelled_launch_leaves_nothing(bench: LauncherBench) -> None:
     """Cancelled at once, after some turns of the event loop, and after some of its time."""
     launcher = await bench.prepared()
+    records: list[Record] = []
+    new_record = launcher.new_record
+
+    def noted() -> Record:
+        records.append(new_record())
+        return records[-1]
+
+    launcher.new_record = noted  # type: ignore[method-assign]
     began = time.monotonic()
     await _tidy(bench, None, await launcher.launch())
     usual = time.monotonic() - began
@@ -362,9 +370,12 @@ async def cancelled_launch_leaves_nothing(bench: LauncherBench) -> None:
         await asyncio.wait([task], timeout=usual * share)
         await _cancel(task)
     deadline = time.monotonic() + PATIENCE
-    while (left := bench.left() - behind) and time.monotonic() < deadline:
+    while bench.left() - behind or any(record.state is not State.DEAD for record in records):
+        assert time.monotonic() < deadline, (
+            f"cancelled launches left processes {bench.left() - behind} and records "
+            f"{[record for record in records if record.state is not State.DEAD]}"
+        )
         await asyncio.sleep(0.02)
-    assert not left, "cancelled launches left processes"
     process = await launcher.launch()  # and it still works
     await _tidy(bench, launcher, process)
 

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+DELAY = 0.1
 READS_OR_ENDS = (
     "_run_sql",
     "end_session",
@@ -44,12 +45,14 @@ def without_history(act: Any) -> Any:
 
 
 class LateHistory:
-    """Switches the history of *kernel*'s shell on, in a thread of its own."""
+    """Switches the history of *kernel*'s shell on, in a thread of its own: after `DELAY` s, or when needed."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
         self._history = kernel.shell.history_manager
         self._thread = threading.Thread(target=self._open, name="kernelpool-history", daemon=True)
+        self._lock = threading.Lock()
+        self._begun = False
 
     def start(self) -> None:
         """Begin; nothing to do where the user's configuration switches history off."""
@@ -61,7 +64,19 @@ class LateHistory:
             setattr(history, name, self._waiting(name))
         for name in ("execute_request", "history_request"):
             self._kernel.shell_handlers[name] = self._waiting_handler(name, self._kernel.shell_handlers[name])
-        self._thread.start()
+        # Not beside the first messages: it would take 3 ms of the interpreter from them.
+        self._kernel.control_thread.io_loop.call_later(DELAY, self._begin)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._begun:
+                self._begun = True
+                self._thread.start()
+
+    def _wait(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._begin()
+            self._thread.join()
 
     def _open(self) -> None:
         from IPython.core.history import HistorySavingThread
@@ -88,8 +103,7 @@ class LateHistory:
 
     def _waiting(self, name: str) -> Any:
         def wait_and_call(*args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread() is not self._thread:
-                self._thread.join()
+            self._wait()
             return getattr(type(self._history), name)(self._history, *args, **kwargs)
 
         return wait_and_call
@@ -97,8 +111,8 @@ class LateHistory:
     def _waiting_handler(self, name: str, handler: Any) -> Any:
         def handle(stream: Any, ident: Any, parent: Any) -> Any:
             if name == "history_request" or "history_manager" in parent["content"].get("code", ""):
-                self._thread.join()
-            if not self._thread.is_alive():
+                self._wait()
+            if self._begun and not self._thread.is_alive():
                 self._kernel.shell_handlers[name] = handler
             return handler(stream, ident, parent)
 

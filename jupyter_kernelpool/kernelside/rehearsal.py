@@ -8,6 +8,7 @@ name in the namespace, no parent header.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -112,3 +113,4 @@ def _forget(app: UnboundKernelApp) -> None:
         shell.last_execution_result = None
         shell.last_execution_succeeded = True
     app.session.digest_history = set()
+    set(sys.modules)  # the shell makes this set before the first cell: touch its pages now

@@ -21,9 +21,8 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from . import FIRST_ENVIRONMENT
+from . import FIRST_ENVIRONMENT, wire
 from . import app as kernel_app
-from . import wire
 from .rehearsal import rehearse
 
 
@@ -45,11 +44,11 @@ class Warm:
         order, listeners = self.wait()
         try:
             adopt_surroundings(order)
-            self.app.take_identity(order["info"], order["connection_file"], listeners)
         except BaseException as error:
             self.tell(event="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             os._exit(1)
-        self.tell(event="adopted")
+        self.tell(event="adopted")  # clients may connect: the listeners hold them until we accept
+        self.app.take_identity(order["info"], order["connection_file"], listeners)
         self.app._when_closed = lambda: self.tell(event="closed")
         self.app.finish_shell()
         self.serve()

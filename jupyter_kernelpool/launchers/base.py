@@ -96,8 +96,11 @@ class Process:
             self.record.move(State.STOPPING, why=why, now=time.time())
         if self._channel is not None:
             self._channel.close()
-        with contextlib.suppress(OSError):
-            self.send_signal(signal.SIGKILL)
+        if self.pid:
+            with contextlib.suppress(OSError):
+                self.send_signal(signal.SIGKILL)
+        elif self.alive:
+            self._ended(-signal.SIGKILL)  # nobody knows its pid, so nobody would report its end
 
     def poll(self) -> int | None:
         return self.exit_code

@@ -30,14 +30,18 @@ class SpawnLauncher(Launcher):
     async def launch(self, *, ahead: bool = True) -> Process:
         ours, its = socket.socketpair()
         process = Process(self.new_record(), self.supervision, ours)
-        with its:
-            pid = await self.supervision.spawn(
-                kernelside_command(self.recipe),
-                env=self.recipe.environment,
-                cwd="/",
-                settings=kernelside_settings(self.recipe, "warm"),
-                fds=[its.fileno()],
-            )
+        try:
+            with its:
+                pid = await self.supervision.spawn(
+                    kernelside_command(self.recipe),
+                    env=self.recipe.environment,
+                    cwd="/",
+                    settings=kernelside_settings(self.recipe, "warm"),
+                    fds=[its.fileno()],
+                )
+        except BaseException:
+            process.discard("not spawned")
+            raise
         process.own(pid)
         await until_ready(process, self.recipe.settings.load_timeout)
         return process

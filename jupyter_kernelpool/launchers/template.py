@@ -93,7 +93,7 @@ class TemplateLauncher(Launcher):
                     fds=[its.fileno()],
                 )
             self._pid = spawned
-            self.supervision.watch(spawned, lambda _code: self._lost())
+            self.supervision.watch(spawned, lambda _code: self._ended(spawned))
             try:
                 async with asyncio.timeout(self.recipe.settings.load_timeout):
                     message = await ready
@@ -122,6 +122,7 @@ class TemplateLauncher(Launcher):
                 self._channel.send({"op": "fork", "id": number, "ahead": ahead}, [its.fileno()])
             await until_ready(process, self.recipe.settings.load_timeout)
         except ConnectionError as error:
+            process.discard("the template is gone")
             raise LaunchFailed("the template is gone") from error
         finally:
             self._forks.pop(number, None)
@@ -149,6 +150,11 @@ class TemplateLauncher(Launcher):
                 process = self._forks.get(message["id"])
                 if process is not None and not process.ready.done():
                     process.ready.set_exception(LaunchFailed(f"the template could not fork: {message['error']}"))
+
+    def _ended(self, pid: int) -> None:
+        if pid == self._pid:
+            self._pid = 0  # not ours to signal any longer
+            self._lost()
 
     def _lost(self) -> None:
         if self._channel is not None:

@@ -60,6 +60,7 @@ class WholeLauncher(Launcher):
             finally:
                 answers.cancel()
         except BaseException:
+            process.discard("not launched")
             self.forget(process)
             raise
         process.exited.add_done_callback(lambda _: self.forget(process))

@@ -211,9 +211,7 @@ def cut(items: Iterable[tuple[str, Item]], *, limit: int, after: str) -> tuple[l
 
     A cursor is the last key, so that pages stay right while things come and go.
     """
-    rest: Sequence[tuple[str, Item]] = sorted(
-        (item for item in items if item[0] > after), key=lambda item: item[0]
-    )
+    rest: Sequence[tuple[str, Item]] = sorted((item for item in items if item[0] > after), key=lambda item: item[0])
     more = len(rest) > limit
     token = base64.urlsafe_b64encode(rest[limit - 1][0].encode()).decode() if more else None
     return [item for _, item in rest[:limit]], token

@@ -98,9 +98,7 @@ def count_active(kernels: Iterable[Any]) -> Counter[str]:
     return Counter(record.recipe for record in records if record is not None and record.state in OWNED)
 
 
-def recipe_model(
-    pool: RecipePool, *, active: int, policy: Policy, now: float, memory: Mapping[int, Model]
-) -> Model:
+def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, memory: Mapping[int, Model]) -> Model:
     """A recipe; *now* is monotonic, *memory* what `read_memory` found."""
     recipe, settings, launcher = pool.recipe, pool.recipe.settings, pool.launcher
     view = pool.view()

@@ -114,9 +114,7 @@ async def find_request(manager: PoolingKernelManager, name: str) -> Request:
         raise NotValid(f"recipe = {name!r}: its kernelspec can't be used: {error}", field="recipe") from error
 
 
-async def change_recipe(
-    kernels: KernelPool, pool: RecipePool, changes: dict[str, Any], *, drain: bool
-) -> None:
+async def change_recipe(kernels: KernelPool, pool: RecipePool, changes: dict[str, Any], *, drain: bool) -> None:
     """Scale *pool*; drain it, so that it fills anew, if asked or if what its kernels hold has changed.
 
     Settings are those of the kernelspec, so they reach its other recipes (of other environments) too. Raises

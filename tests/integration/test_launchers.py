@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,7 +32,7 @@ log = logging.getLogger("test")
 def recipe_for(launcher_class: type[Launcher]) -> Recipe:
     spec = KernelSpecManager().get_kernel_spec("python3")
     launcher = "whole" if launcher_class is WholeLauncher else "auto"
-    return fake_recipe(spec=spec, launcher=launcher, cwd=os.getcwd())
+    return fake_recipe(spec=spec, launcher=launcher, cwd=str(Path.cwd()))
 
 
 async def answers(info: dict) -> bool:
@@ -55,8 +56,12 @@ async def bench_for(launcher_class: type[Launcher], folder: str) -> AsyncIterato
     def left() -> set[int]:
         if not supervision.alive:
             return set()
-        processes = psutil.Process(supervision.pid).children(recursive=True)
-        return {process.pid for process in processes if process.status() != psutil.STATUS_ZOMBIE}
+        found = set()
+        for process in psutil.Process(supervision.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(process.pid)
+        return found
 
     async def hand_over(process: Process) -> bool:
         if process.connection is not None:
@@ -65,10 +70,11 @@ async def bench_for(launcher_class: type[Launcher], folder: str) -> AsyncIterato
         identity = Identity(manager)
         identities.append(identity)
         assert identity.bind()
-        ports = {f"{name}_port": getattr(manager, f"{name}_port") for name in ("shell", "iopub", "stdin", "control", "hb")}
-        path, _ = write_connection_file(os.path.join(folder, f"{process.pid}.json"), key=b"a-key", **ports)
-        with open(path) as file:
-            info = json.load(file)
+        ports = {
+            f"{name}_port": getattr(manager, f"{name}_port") for name in ("shell", "iopub", "stdin", "control", "hb")
+        }
+        path, _ = write_connection_file(str(Path(folder) / f"{process.pid}.json"), key=b"a-key", **ports)
+        info = json.loads(Path(path).read_text())
         order = {
             "info": info,
             "connection_file": path,

@@ -18,9 +18,9 @@ from jupyter_kernelpool.rest.stock import find_refusal
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
 )
 
 
@@ -39,15 +39,15 @@ def test_pages_give_each_thing_once_in_order(keys: set[str], limit: int) -> None
 
 @given(st.text())
 def test_a_wrong_cursor_is_refused(text: str) -> None:
+    refused = None
     try:
-        read_cursor(text)
+        key = read_cursor(text)
     except NotValid as error:
-        assert error.facts["field"] == "cursor"
-    else:
-        assert base64.urlsafe_b64decode(text).decode() is not None
+        refused = error.facts["field"]
+    assert refused == "cursor" or base64.urlsafe_b64decode(text).decode() == key
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1001", "1e3", "", " 1", "١", "9" * 5000, "1_0"])
+@pytest.mark.parametrize("text", ["0", "-1", "1001", "1e3", "", " 1", "\u0661", "9" * 5000, "1_0"])
 def test_a_wrong_limit_is_refused(text: str) -> None:
     with pytest.raises(NotValid, match="limit"):
         read_limit(text)
@@ -56,12 +56,12 @@ def test_a_wrong_limit_is_refused(text: str) -> None:
 @given(st.dictionaries(st.sampled_from(["warm", "min", "max", "preload", "limits", "x"]) | st.text(), JSON))
 def test_changes_are_read_or_refused_by_name(body: dict[str, Any]) -> None:
     allowed = frozenset({"warm", "max", "preload"})
+    refused = None
     try:
         changes = read_changes(body, allowed)
     except NotValid as error:
-        assert error.facts["field"] in body
-    else:
-        assert set(changes) <= allowed
+        refused = error.facts["field"]
+    assert refused in body or set(changes) <= allowed
 
 
 def test_min_means_warm() -> None:

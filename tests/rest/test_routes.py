@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from jupyter_server.services.sessions.handlers import SessionRootHandler
 
 from jupyter_kernelpool.errors import Disabled
+from jupyter_kernelpool.recipes import Settings
+from jupyter_kernelpool.rest.pools import change_recipe
 
 OPERATIONS = [
     ("GET", "/pool", "read", "kernels"),
@@ -68,9 +71,7 @@ async def test_the_authorizer_is_asked_for_the_right_thing(
 
 
 @pytest.mark.parametrize("method, path", WRITES)
-async def test_a_page_of_another_site_can_not_write(
-    kp_call: Any, jp_serverapp: Any, method: str, path: str
-) -> None:
+async def test_a_page_of_another_site_can_not_write(kp_call: Any, jp_serverapp: Any, method: str, path: str) -> None:
     jp_serverapp.identity_provider.token = ""
     assert isinstance(jp_serverapp.authorizer, AllowAllAuthorizer)
     assert (await kp_call("GET", "/pool", headers={})).code == 200
@@ -94,7 +95,9 @@ async def test_reading_is_no_activity_and_writing_is(kp_call: Any, jp_serverapp:
 # -- what is refused --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe{}", b"[]", b"null", b'"x"', b"NaN", b'{"warm": NaN}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"\xff\xfe{}", b"[]", b"null", b'"x"', b"NaN", b'{"warm": NaN}', b"[" * 9999]
+)
 @pytest.mark.parametrize("method, path", WRITES[:2])
 async def test_a_body_that_is_no_object_is_not_parsed(kp_call: Any, method: str, path: str, raw: bytes) -> None:
     reply = await kp_call(method, path, raw=raw)
@@ -148,7 +151,9 @@ async def test_a_kernelspec_that_can_not_be_read_is_named(kp_call: Any, jp_kerne
     assert "broken" in reply.model["message"]
 
 
-@pytest.mark.parametrize("path", ["/pools/nothing", "/pools/%00", "/pools/..%2f..", "/pools/%F0%9F%90%8D", "/pools/%25s"])
+@pytest.mark.parametrize(
+    "path", ["/pools/nothing", "/pools/%00", "/pools/..%2f..", "/pools/%F0%9F%90%8D", "/pools/%25s"]
+)
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 async def test_unknown_recipes_are_not_found(kp_call: Any, method: str, path: str) -> None:
     reply = await kp_call(method, path, {} if method == "PATCH" else None)
@@ -189,9 +194,13 @@ async def test_verbs_that_a_route_does_not_take(kp_call: Any, method: str, path:
 
 def random_json(source: random.Random, depth: int = 3) -> Any:
     leaves: list[Callable[[], Any]] = [
-        lambda: None, lambda: source.random() < 0.5, lambda: source.randint(-9, -1), lambda: source.uniform(-1e308, 1e308),
-        lambda: 10**400, lambda: "".join(chr(source.randint(0, 0xFFFF)) for _ in range(source.randint(0, 9))),
-    ]  # fmt: skip
+        lambda: None,
+        lambda: source.random() < 0.5,
+        lambda: source.randint(-9, 9),
+        lambda: source.uniform(-1e308, 1e308),
+        lambda: 10**400,
+        lambda: "".join(chr(source.randint(0, 0xFFFF)) for _ in range(source.randint(0, 9))),
+    ]
     nested: list[Callable[[], Any]] = [
         lambda: [random_json(source, depth - 1) for _ in range(source.randint(0, 3))],
         lambda: {random_name(source): random_json(source, depth - 1) for _ in range(source.randint(0, 3))},
@@ -204,18 +213,41 @@ def random_name(source: random.Random) -> str:
     return source.choice([*known, "", "\x00", "__class__", "message"])
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_no_input_is_an_error_of_ours(kp_call: Any, seed: int) -> None:
-    source = random.Random(seed)
-    for _ in range(60):
-        body = {random_name(source): random_json(source) for _ in range(source.randint(0, 4))}
-        method, path = source.choice([("POST", "/pools"), ("PATCH", "/pools/python3")])
-        raw = json.dumps(body).encode()
-        if source.random() < 0.2:
-            at = source.randrange(len(raw))
-            raw = raw[:at] + bytes([source.randrange(256)]) + raw[at + 1 :]
-        reply = await kp_call(method, path, raw=raw)
-        assert 400 <= reply.code < 500
+class TestRandomInput:
+    @pytest.fixture
+    def kp_config(self) -> dict[str, Any]:
+        return {"warm": 0, "max_warm": 1}
+
+    @pytest.mark.parametrize("seed", range(4))
+    async def test_no_input_is_an_error_of_ours(self, kp_call: Any, jp_serverapp: Any, seed: int) -> None:
+        manager = jp_serverapp.kernel_manager
+        manager.pool.paused = True
+        manager.pool.recipe_pool(await manager.request_for("python3"))
+        source = random.Random(seed)
+        codes = set()
+        for _ in range(100):
+            body = {random_name(source): random_json(source) for _ in range(source.randint(0, 3))}
+            method, path = source.choice([("POST", "/pools"), ("PATCH", "/pools/python3")])
+            raw = json.dumps(body).encode()
+            if source.random() < 0.1:
+                at = source.randrange(len(raw))
+                raw = raw[:at] + bytes([source.randrange(256)]) + raw[at + 1 :]
+            codes.add((await kp_call(method, path, raw=raw)).code)
+        assert {200, 400, 422} <= codes <= {200, 400, 404, 409, 422}
+
+
+async def test_recipes_that_become_one_are_merged(jp_serverapp: Any) -> None:
+    manager = jp_serverapp.kernel_manager
+    pool = manager.pool
+    pool.overrides["python3"] = Settings(0, 1, ("json",))
+    request = await manager.request_for("python3")
+    first = pool.recipe_pool(request)
+    second = pool.recipe_pool(replace(request, environment={**request.environment, "OMP_NUM_THREADS": "3"}))
+    assert first is not second
+    await change_recipe(pool, second, {"preload": []}, drain=False)
+    assert list(pool.pools.values()) == [second]
+    assert first.draining
+    assert pool.recipe_pool(request) is second
 
 
 async def test_an_exception_of_ours_is_a_500_that_tells_nothing(
@@ -356,5 +388,3 @@ class TestExhausted:
 async def test_without_a_maximum_stock_handlers_are_left_alone(jp_serverapp: Any) -> None:
     targets = {rule.target for rule in jp_serverapp.web_app.wildcard_router.rules}
     assert {MainKernelHandler, SessionRootHandler} <= targets
-
-

@@ -37,9 +37,7 @@ FILE = "{connection_file}"
         ),
         (
             ["python3", "-E", "-Wignore", "-OO", "-m", "ipykernel_launcher", "-f", FILE, "--profile=mine"],
-            PythonCommand(
-                "python3", ("-E", "-Wignore", "-OO"), "ipykernel_launcher", ("-f", FILE, "--profile=mine")
-            ),
+            PythonCommand("python3", ("-E", "-Wignore", "-OO"), "ipykernel_launcher", ("-f", FILE, "--profile=mine")),
         ),
         (
             ["python", "-m", "ipykernel_launcher", "--matplotlib=inline", "-f", FILE],

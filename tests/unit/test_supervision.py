@@ -80,7 +80,7 @@ async def test_exit_is_told_to_the_watcher(kp_supervision):
 
 
 async def test_spawn_that_fails_says_why(kp_supervision):
-    with pytest.raises(LaunchFailed, match="FileNotFoundError.*/no/such/program"):
+    with pytest.raises(LaunchFailed, match=r"FileNotFoundError.*/no/such/program"):
         await kp_supervision.spawn(["/no/such/program"], env={}, cwd="/", settings=None)
     assert kp_supervision.alive
 

@@ -6,7 +6,7 @@ import os
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_kernelpool.channel import Channel
@@ -30,6 +30,7 @@ JSON = st.recursive(
 MESSAGES = st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=5)
 
 
+@settings(max_examples=40)
 @given(MESSAGES, st.lists(st.integers(1, 20), min_size=1))
 def test_messages_arrive_whole_and_in_order_however_they_are_cut(messages, sizes):
     data = b"".join(wire.encode(message) for message in messages)
