@@ -11,7 +11,6 @@ from typing import Any
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.managers import GatewayClient
 
-from jupyter_kernelpool import __version__
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
@@ -78,7 +77,6 @@ class KernelPoolExtension(ExtensionApp):
         if manager is not None and manager.pool.max_kernels:
             tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())
-        self.settings["kernelpool_version"] = __version__
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Called once the event loop runs."""

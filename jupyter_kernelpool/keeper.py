@@ -65,7 +65,7 @@ class Keeper:
         now = time.monotonic()
         if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
             self._looked_at_host = now
-            self._host = await asyncio.to_thread(look_at_host)
+            self._host = await asyncio.to_thread(self._look)
         if self.pool.paused or not self.pool.active:
             return []
         actions = plan(self.view(), self.pool.policy, time.monotonic())
@@ -77,6 +77,12 @@ class Keeper:
             sum(1 for pool in self.pool.pools.values() if pool.launcher is not None and pool.launcher.pid)
         )
         return actions
+
+    def _look(self) -> Host:
+        """In a thread: reads /proc, cgroups, and the times of the paths that recipes depend on."""
+        for pool in list(self.pool.pools.values()):
+            pool.look()
+        return look_at_host()
 
     async def _run(self) -> None:
         while True:

@@ -214,7 +214,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.keeper = Keeper(self.pool)
         self._next_is_temporary = False
         self._kernel_event_logger: EventLogger | None = None
-        self._started = False
+        self._starting: asyncio.Future[None] | None = None
         if self.pool.active:
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
             self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
@@ -225,9 +225,13 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
         Called when the server starts, and by the first start of a kernel where no extension is loaded.
         """
-        if self._started or not self.pool.active:
+        if not self.pool.active:
             return
-        self._started = True
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start_pool())
+        await asyncio.shield(self._starting)
+
+    async def _start_pool(self) -> None:
         try:
             await self.pool.supervision.start()
         except SupervisorGone as error:
@@ -240,7 +244,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
-        if self._started:
+        if self._starting is not None:
             await self.keeper.stop()
             await self.pool.close()
 
@@ -291,7 +295,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """
         if not self.pool.enabled or (kernel_id is not None and kernel_id in self):
             return await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
-        if not self._started and self.pool.active:
+        if self._starting is None or not self._starting.done():
             await self.start_pool()
         try:
             temporary = await self.pool.admission.enter()

@@ -19,7 +19,7 @@ from traitlets.config import LoggingConfigurable
 
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.admission import Admission
-from jupyter_kernelpool.decisions import Policy
+from jupyter_kernelpool.decisions import Policy, Stage
 from jupyter_kernelpool.errors import LaunchFailed, NotFound, NotValid, SupervisorGone, WrongState
 from jupyter_kernelpool.launchers.base import Launcher, Process
 from jupyter_kernelpool.launchers.spawn import SpawnLauncher
@@ -248,6 +248,9 @@ class KernelPool(LoggingConfigurable):
         preload = given.get("preload", self.preload)
         if not isinstance(preload, list) or not all(isinstance(module, str) for module in preload):
             raise NotValid(f"{name!r}: preload = {preload!r} must be a list of module names")
+        for module in preload:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise NotValid(f"{name!r}: preload = {preload!r}: {module!r} is no module's name")
         init_code = given.get("init_code", self.init_code)
         if not isinstance(init_code, str):
             raise NotValid(f"{name!r}: init_code must be text")
@@ -464,7 +467,8 @@ class KernelPool(LoggingConfigurable):
         async with asyncio.timeout(timeout):
             # For tests and benchmarks: nothing fires an event at it.
             while not all(  # noqa: ASYNC110
-                len(pool.warm) >= pool.recipe.settings.warm for pool in self.pools.values()
+                len(pool.warm) >= pool.recipe.settings.warm or pool.stage is Stage.FAILED
+                for pool in self.pools.values()
             ):
                 await asyncio.sleep(0.01)
 

@@ -71,6 +71,7 @@ class RecipePool:
         self._supervision = supervision
         self._fingerprint = ""
         self._reported: set[str] = set()
+        self.seen_stale = False
 
     # -- what it looks like -------------------------------------------------------------------------
 
@@ -87,8 +88,15 @@ class RecipePool:
 
     @property
     def stale(self) -> bool:
-        """Whether something was installed or edited since the launcher was prepared."""
+        """Whether something was installed or edited since the launcher was prepared.
+
+        Stats some twenty paths: a claim does it at once, since a wrong kernel must not be handed out.
+        """
         return bool(self._fingerprint) and self._fingerprint != self._look()
+
+    def look(self) -> None:
+        """Note whether the recipe is stale; called by the keeper in a thread of its own, for `view`."""
+        self.seen_stale = self.stale
 
     def view(self) -> RecipeView:
         return RecipeView(
@@ -102,7 +110,7 @@ class RecipePool:
             claims=tuple(self.claims),
             last_used=self.last_used,
             retry_at=self.retry_at,
-            stale=self.stale,
+            stale=self.seen_stale,
             pinned=self.pinned,
             draining=self.draining,
         )
@@ -260,6 +268,7 @@ class RecipePool:
         self.warm.clear()
         launcher, self.launcher = self.launcher, None
         self._fingerprint = ""
+        self.seen_stale = False
         if self.stage is not Stage.LOADING:
             self.stage = Stage.DOWN
         if launcher is not None:

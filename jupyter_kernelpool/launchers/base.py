@@ -20,7 +20,7 @@ from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.recipes import Recipe
 from jupyter_kernelpool.supervision import Supervision
 
-ADOPT_TIMEOUT = 10.0
+ADOPT_TIMEOUT = 3.0  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
 PING_TIMEOUT = 5.0
 
 

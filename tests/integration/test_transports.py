@@ -16,6 +16,7 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 from .conftest import Server, eventually
+from .conftest import _ready as ready
 
 pytestmark = pytest.mark.integration
 
@@ -141,6 +142,8 @@ def test_killed_kernel_comes_back_on_the_same_connection(server: Server) -> None
     server.wait_warm(1, "curved")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: server.call(f"/kernelpool/v1/kernels/{kernel}")[1].get("pid") not in (pid, 0), "restarted")
+    # What is published before ZeroMQ has connected the client's iopub again is lost to it, with stock too.
+    eventually(lambda: ready(client), "the client is connected again")
     assert int(server.run(client, "import os; print(os.getpid())")) != pid
     assert json.loads(server.connection_file(kernel).read_text()) == info
 
@@ -181,9 +184,9 @@ def is_answered(server: Server, info: dict[str, Any]) -> bool:
 def test_kernelspec_that_declares_no_encryption(server: Server) -> None:
     """`auto` leaves it alone, and it is a hit; `required` refuses it, as stock does."""
     if f"{ENCRYPTION}required" in server.options:
-        status, reply = server.call("/api/kernels", "POST", {"name": "plain"})
+        status, _ = server.call("/api/kernels", "POST", {"name": "plain"})
         assert status == 500
-        assert "supported_encryption" in reply["message"]
+        assert "does not declare 'curve' in `metadata.supported_encryption`" in server.log
         return
     kernel, info = claim(server, "plain")
     assert "curve_publickey" not in info

@@ -131,12 +131,13 @@ async def test_user_start_that_never_gets_ready_stops_refilling_for_ten_seconds_
     await done(kp_keeper)
 
 
-async def test_changed_environment_is_drained_and_filled_anew(kp_keeper, kp_script, tmp_path):
+async def test_changed_environment_is_drained_and_filled_anew(kp_keeper, kp_script, kp_clock, tmp_path):
     kp_script.watched = [str(tmp_path / "installed")]
     recipe = kp_keeper.pool.recipe_pool(fake_request())
     await turned(kp_keeper)
     old = [process for process, _ in recipe.warm]
     (tmp_path / "installed").mkdir()
+    kp_clock.now += 2  # the keeper looks at the disk once a second
     assert [type(action) for action in await turned(kp_keeper)] == [Drain, Load, Launch, Launch]
     await asyncio.sleep(0)
     assert not any(process.alive for process in old)

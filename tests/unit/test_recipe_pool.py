@@ -530,6 +530,7 @@ async def test_recipe_is_stale_once_something_was_installed(kp_script, tmp_path)
     await pool.load()
     assert not pool.view().stale
     (tmp_path / "installed").mkdir()
+    pool.look()
     assert pool.view().stale
     await pool.drain("its environment changed")
     assert not pool.stale

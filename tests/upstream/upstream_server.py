@@ -15,9 +15,7 @@ from jupyter_kernelpool.manager import PooledKernelManager, PoolingKernelManager
 
 STOCK = "jupyter_server.services.kernels.kernelmanager.AsyncMappingKernelManager"
 OURS = f"{PoolingKernelManager.__module__}.{PoolingKernelManager.__qualname__}"
-CONFIG_FILE = (
-    Path(__file__).parents[2] / "jupyter-config" / "server-config" / "jupyter_kernelpool.json"
-)
+CONFIG_FILE = Path(__file__).parents[2] / "jupyter-config" / "server-config" / "jupyter_kernelpool.json"
 WARM_TIMEOUT = 30.0
 NOT_POOLED = frozenset({"bad", "no_curve"})  # kernelspecs of commands that are no kernel at all
 
