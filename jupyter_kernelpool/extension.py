@@ -74,6 +74,12 @@ class KernelPoolExtension(ExtensionApp):
             serverapp.web_app.settings["kernel_websocket_connection_class"] = (
                 serverapp.kernel_websocket_connection_class
             )
+        if manager is not None:
+            serverapp.log.info(
+                "Kernels are pooled: %s, %s",
+                _name(type(manager)),
+                _name(serverapp.kernel_websocket_connection_class),
+            )
         if manager is not None and manager.pool.max_kernels:
             tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())

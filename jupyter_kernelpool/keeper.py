@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import psutil
@@ -22,13 +22,17 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
 LOOK_AT_HOST_EVERY = 1.0
+LOOK_FOR_KERNELSPEC_EVERY = 5.0
 
 
 class Keeper:
     """Runs the loop for one pool."""
 
-    def __init__(self, pool: KernelPool) -> None:
+    def __init__(self, pool: KernelPool, foresee: Callable[[str], Awaitable[bool]] | None = None) -> None:
+        """*foresee* makes the recipe of a kernelspec's name; false when there is no such kernelspec."""
         self.pool = pool
+        self.missing: dict[str, float] = {}  # kernelspecs to keep warm once they are there, and when to look
+        self._foresee = foresee
         self.log = pool.log
         self._task: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -68,6 +72,9 @@ class Keeper:
             self._host = await asyncio.to_thread(self._look)
         if self.pool.paused or not self.pool.active:
             return []
+        self._follow_kernelspecs()
+        for pool in self.pool.pools.values():
+            pool.notice_lost_launcher()
         actions = plan(self.view(), self.pool.policy, time.monotonic())
         for action in actions:
             pool = self.pool.pools.get(action.key)
@@ -119,6 +126,24 @@ class Keeper:
                 self.pool.pools.pop(action.key, None)
                 self._begin(pool.close(), pool)
 
+    def _follow_kernelspecs(self) -> None:
+        """Forget the recipes whose kernelspec was edited or removed; foresee what is to be kept warm anew."""
+        for pool in list(self.pool.pools.values()):
+            if pool.seen_edited and pool.stage is not Stage.LOADING:
+                self.log.info("Recipe %s is drained: its kernelspec changed", pool.recipe.name)
+                if pool.pinned:
+                    self.missing[pool.recipe.kernel_name] = 0.0
+                self.pool.pools.pop(pool.recipe.key, None)
+                self._begin(pool.close(), pool)
+        now = time.monotonic()
+        for name in [name for name, at in self.missing.items() if at <= now]:
+            self.missing[name] = now + LOOK_FOR_KERNELSPEC_EVERY
+            self._begin(self._look_for(name))
+
+    async def _look_for(self, name: str) -> None:
+        if self._foresee is None or await self._foresee(name):
+            self.missing.pop(name, None)
+
     async def _launch(self, pool: RecipePool) -> None:
         pool.starting -= 1
         await pool.launch_one()
@@ -127,8 +152,9 @@ class Keeper:
         await pool.drain(why)
         pool.stage = Stage.DOWN
 
-    def _begin(self, job: Coroutine[Any, Any, None], pool: RecipePool) -> None:
-        task = asyncio.create_task(self._guarded(job, pool), name=f"kernelpool-{pool.recipe.name}")
+    def _begin(self, job: Coroutine[Any, Any, None], pool: RecipePool | None = None) -> None:
+        work = self._guarded(job, pool) if pool is not None else job
+        task = asyncio.create_task(work, name=f"kernelpool-{pool.recipe.name if pool is not None else 'foresee'}")
         self._jobs.add(task)
         task.add_done_callback(self._ended)
         task.add_done_callback(lambda _: job.close())  # stopped before it began, it was never awaited

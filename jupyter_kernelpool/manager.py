@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import zmq
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 from jupyter_events import EventLogger
@@ -23,7 +25,7 @@ from tornado import web
 from traitlets import Instance, Type, default
 
 from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
-from jupyter_kernelpool.keeper import Keeper
+from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
@@ -155,7 +157,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         self.kernel_id = self.kernel_id or kw.get("kernel_id")
         if not self.kernel_id:
             return
-        provisioner = PoolProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+        provisioner = PoolProvisioner(manager=self, kernel_id=self.kernel_id, kernel_spec=spec)
         provisioner.pool = self.pool
         provisioner.on_exit = self._kernel_exited
         provisioner.temporary = getattr(self, "temporary", False)
@@ -211,10 +213,11 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
-        self.keeper = Keeper(self.pool)
+        self.keeper = Keeper(self.pool, self._foresee)
         self._next_is_temporary = False
         self._kernel_event_logger: EventLogger | None = None
         self._starting: asyncio.Future[None] | None = None
+        self._unforeseen: set[str] = set()  # kernelspecs that are not there, and that the log tells of already
         if self.pool.active:
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
             self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
@@ -240,7 +243,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             return
         self.keeper.start()
         for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
-            await self._foresee(name)
+            if not await self._foresee(name):
+                self.keeper.missing[name] = time.monotonic() + LOOK_FOR_KERNELSPEC_EVERY
 
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
@@ -274,19 +278,25 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
         Raises `NoSuchKernel`. Reads the kernelspec off the event loop.
         """
-        assert self.kernel_spec_manager is not None
-        spec = await asyncio.to_thread(self.kernel_spec_manager.get_kernel_spec, kernel_name)
-        probe = PoolProvisioner(kernel_id="", kernel_spec=spec, parent=None)
+        specs = self.kernel_spec_manager or KernelSpecManager(parent=self)  # without a server there may be none
+        spec = await asyncio.to_thread(specs.get_kernel_spec, kernel_name)
+        probe = PoolProvisioner(manager=None, kernel_id="", kernel_spec=spec)
         prepared = await super(PoolProvisioner, probe).pre_launch(env=dict(os.environ))
         environment = {**prepared["env"], "JPY_PARENT_PID": str(os.getpid())}
         return Request("", kernel_name, spec, environment, self.root_dir, "tcp")
 
-    async def _foresee(self, kernel_name: str) -> None:
+    async def _foresee(self, kernel_name: str) -> bool:
+        """Keep kernels of *kernel_name* warm from now on; false when there is no such kernelspec (yet)."""
         try:
             request = await self.request_for(kernel_name)
             self.pool.recipe_pool(request, pinned=True)
         except Exception as error:
-            self.log.warning("No kernels of %s are kept warm: %s", kernel_name, error)
+            if kernel_name not in self._unforeseen:
+                self._unforeseen.add(kernel_name)
+                self.log.warning("No kernels of %s are kept warm: %s", kernel_name, error)
+            return False
+        self._unforeseen.discard(kernel_name)
+        return True
 
     async def _async_start_kernel(self, *, kernel_id: str | None = None, path: Any = None, **kwargs: Any) -> str:
         """As stock, admitted first: 503 with Retry-After when `max_kernels` are running or starting.

@@ -298,6 +298,10 @@ class KernelPool(LoggingConfigurable):
             )
             self.wake.set()
         pool = self.pools[key]
+        if pinned and not pool.pinned:
+            pool.pinned = True
+            if all(other.recipe.name != recipe.name for other in self.pools.values()):
+                pool.recipe = self._named(recipe)
         if pool.recipe.settings != settings:  # only numbers: all else is part of the key
             pool.recipe = self._named(recipe, pool.recipe.name)
         return pool

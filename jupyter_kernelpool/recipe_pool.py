@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections import deque
@@ -70,8 +71,11 @@ class RecipePool:
         self._launcher_classes = list(launchers)
         self._supervision = supervision
         self._fingerprint = ""
+        self._kernelspec = [os.path.join(recipe.resource_dir, "kernel.json")]
+        self._kernelspec_fingerprint = fingerprint(self._kernelspec)
         self._reported: set[str] = set()
         self.seen_stale = False
+        self.seen_edited = False
 
     # -- what it looks like -------------------------------------------------------------------------
 
@@ -95,8 +99,10 @@ class RecipePool:
         return bool(self._fingerprint) and self._fingerprint != self._look()
 
     def look(self) -> None:
-        """Note whether the recipe is stale; called by the keeper in a thread of its own, for `view`."""
+        """Note whether the recipe is stale, and whether its kernelspec on disk was edited or removed since it
+        was made; called by the keeper in a thread of its own."""
         self.seen_stale = self.stale
+        self.seen_edited = self._kernelspec_fingerprint != fingerprint(self._kernelspec)
 
     def view(self) -> RecipeView:
         return RecipeView(
@@ -222,6 +228,12 @@ class RecipePool:
             return
         self.stage = Stage.FAILED
         self._failed(error or LaunchFailed("no launcher is configured"))
+
+    def notice_lost_launcher(self) -> None:
+        """Have a template that ended loaded again, before anybody needs it; later each time, if it ends again."""
+        if self.stage is Stage.READY and self.launcher is not None and not self.launcher.alive:
+            self.stage = Stage.DOWN
+            self._failed(LaunchFailed("the template ended; another one is loaded"))
 
     async def launch_one(self) -> None:
         """Start one kernel and give it to whoever needs it; a failure is noted, and told to its waiter."""

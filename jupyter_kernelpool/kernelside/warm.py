@@ -40,7 +40,7 @@ class Warm:
         self.app.start_unbound()
         if self.ahead:
             rehearse(self.app)
-        self.tell(event="warm", pid=os.getpid())
+        self.tell(event="warm", pid=os.getpid(), kernel_info=self.app.kernel.kernel_info)
         order, listeners = self.wait()
         try:
             adopt_surroundings(order)

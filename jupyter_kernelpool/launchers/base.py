@@ -47,6 +47,7 @@ class Process:
         self._supervision = supervision
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
+        self.kernel_info: dict[str, Any] | None = None
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
             future.add_done_callback(_retrieve)
 
@@ -125,6 +126,7 @@ class Process:
         match message["event"]:
             case "warm":
                 self.own(message["pid"])
+                self.kernel_info = message.get("kernel_info")
                 _settle(self.ready, message)
             case "unfit":
                 facts = {name: message.get(name, "") for name in ("reason", "traceback", "kind")}
@@ -176,6 +178,11 @@ class Launcher(ABC):
     def pid(self) -> int:
         """The process that stands behind the launches (a template), or 0."""
         return 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether what stands behind the launches, once prepared, is still there."""
+        return True
 
     def watched(self) -> list[str]:
         """Paths whose change makes what was launched so far stale."""

@@ -69,6 +69,10 @@ class TemplateLauncher(Launcher):
         return self._loaded and self._channel is not None and not self._channel.closed
 
     @property
+    def alive(self) -> bool:
+        return self.quick
+
+    @property
     def pid(self) -> int:
         return self._pid if self.quick else 0
 

@@ -51,7 +51,7 @@ class Server:
 
     @property
     def runtime(self) -> Path:
-        return self.folder / "runtime"
+        return Path(self.environment.get("JUPYTER_RUNTIME_DIR", self.folder / "runtime"))
 
     @property
     def root(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -51,16 +53,9 @@ def unpack(frame: bytes) -> dict[str, Any]:
 class Browser:
     """The kernel connection of a JupyterLab tab."""
 
-    def __init__(self, server: Server, kernel: str) -> None:
-        self.server = server
-        self.session = f"{time.monotonic_ns():x}"
-        address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={self.session}"
-        self.socket: ClientConnection = connect(
-            address,
-            subprotocols=[PROTOCOL],  # type: ignore[list-item]
-            additional_headers={"Authorization": f"token {TOKEN}"},
-        )
-        assert self.socket.subprotocol == PROTOCOL
+    def __init__(self, socket: ClientConnection, session: str) -> None:
+        self.socket = socket
+        self.session = session
 
     def send(self, kind: str, content: dict[str, Any], channel: str = "shell") -> str:
         frame = pack(channel, kind, content, self.session)
@@ -98,6 +93,16 @@ class Browser:
         return "".join(texts).strip()
 
 
+@contextlib.contextmanager
+def browser(server: Server, kernel: str) -> Iterator[Browser]:
+    session = f"{time.monotonic_ns():x}"
+    address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
+    headers = {"Authorization": f"token {TOKEN}"}
+    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers) as socket:  # type: ignore[list-item]
+        assert socket.subprotocol == PROTOCOL
+        yield Browser(socket, session)
+
+
 def execution(code: str) -> dict[str, Any]:
     return {
         "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": True,
@@ -112,59 +117,60 @@ def test_a_notebook_in_jupyterlab(kp_server: Server) -> None:
     session = kp_server.start_session("Untitled.ipynb")
     kernel = session["kernel"]["id"]
     assert kp_server.hit() == hits + 1
-    tab = Browser(kp_server, kernel)
-    info = tab.ask("kernel_info_request", {})
-    assert (info["status"], info["language_info"]["name"]) == ("ok", "python")
-    assert tab.ask("comm_info_request", {"target_name": "jupyter.widget"}) == {"comms": {}, "status": "ok"}
-    reply, published = tab.until_idle(tab.send("execute_request", execution("import os\nnumber = 6 * 7\nnumber")))
-    assert (reply["status"], reply["execution_count"]) == ("ok", 1)
-    kinds = [message["header"]["msg_type"] for message in published]
-    assert kinds == ["status", "execute_input", "execute_result", "status"]
-    assert "number" in tab.ask("complete_request", {"code": "numb", "cursor_pos": 4})["matches"]
-    assert tab.ask("inspect_request", {"code": "number", "cursor_pos": 3, "detail_level": 0})["found"] is True
-    assert tab.ask("is_complete_request", {"code": "for"})["status"] == "invalid"
-    history = tab.ask("history_request", {"hist_access_type": "tail", "n": 1, "raw": True, "output": False})
-    assert history["history"][0][2].startswith("import os")
+    with browser(kp_server, kernel) as tab:
+        info = tab.ask("kernel_info_request", {})
+        assert (info["status"], info["language_info"]["name"]) == ("ok", "python")
+        assert tab.ask("comm_info_request", {"target_name": "jupyter.widget"}) == {"comms": {}, "status": "ok"}
+        reply, published = tab.until_idle(tab.send("execute_request", execution("import os\nnumber = 6 * 7\nnumber")))
+        assert (reply["status"], reply["execution_count"]) == ("ok", 1)
+        kinds = [message["header"]["msg_type"] for message in published]
+        assert kinds == ["status", "execute_input", "execute_result", "status"]
+        assert "number" in tab.ask("complete_request", {"code": "numb", "cursor_pos": 4})["matches"]
+        assert tab.ask("inspect_request", {"code": "number", "cursor_pos": 3, "detail_level": 0})["found"] is True
+        assert tab.ask("is_complete_request", {"code": "for"})["status"] == "invalid"
+        history = tab.ask("history_request", {"hist_access_type": "tail", "n": 1, "raw": True, "output": False})
+        assert history["history"][0][2].startswith("import os")
 
-    endless = tab.send("execute_request", execution("print('began', flush=True)\nwhile True: pass"))
-    eventually(lambda: kp_server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "it runs")
-    time.sleep(0.3)
-    assert kp_server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
-    assert tab.until_idle(endless)[0]["ename"] == "KeyboardInterrupt"
+        interrupt_by_rest(kp_server, kernel, tab)
 
-    pid = tab.execute("print(os.getpid())")
-    kp_server.wait_warm()
-    hits = kp_server.hit()
-    assert kp_server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
-    assert kp_server.hit() == hits + 1
-    assert tab.ask("kernel_info_request", {})["status"] == "ok", "on the open websocket"
-    assert tab.execute("number") == "NameError"
-    assert tab.execute("import os; print(os.getpid())") != pid
-    again = Browser(kp_server, kernel)  # JupyterLab connects anew after a restart
-    assert again.execute("print(get_ipython().execution_count)") == "3"
-
-    path = f"/api/sessions/{session['id']}"
-    renamed = {"path": "renamed.ipynb", "name": "renamed.ipynb", "type": "notebook"}
-    status, model = kp_server.call(path, "PATCH", renamed)
-    assert (status, model["path"], model["kernel"]["id"]) == (200, "renamed.ipynb", kernel)
-    assert again.execute("print(1)") == "1"
-    for socket in (tab, again):
-        socket.socket.close()
+        pid = tab.execute("print(os.getpid())")
+        kp_server.wait_warm()
+        hits = kp_server.hit()
+        assert kp_server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert kp_server.hit() == hits + 1
+        assert tab.ask("kernel_info_request", {})["status"] == "ok", "on the open websocket"
+        assert tab.execute("number") == "NameError"
+        assert tab.execute("import os; print(os.getpid())") != pid
+        with browser(kp_server, kernel) as again:  # JupyterLab connects anew after a restart
+            assert again.execute("print(In[1])") == "number"
+            path = f"/api/sessions/{session['id']}"
+            renamed = {"path": "renamed.ipynb", "name": "renamed.ipynb", "type": "notebook"}
+            status, model = kp_server.call(path, "PATCH", renamed)
+            assert (status, model["path"], model["kernel"]["id"]) == (200, "renamed.ipynb", kernel)
+            assert again.execute("print(1)") == "1"
     assert kp_server.call(path, "DELETE")[0] == 204
     assert kp_server.call(f"/api/kernels/{kernel}")[0] == 404
-    assert kp_server.call("/api/sessions")[1] == []
+    assert session["id"] not in [other["id"] for other in kp_server.call("/api/sessions")[1]]
+
+
+def interrupt_by_rest(server: Server, kernel: str, tab: Browser) -> None:
+    endless = tab.send("execute_request", execution("print('began', flush=True)\nwhile True: pass"))
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "it runs")
+    time.sleep(0.3)  # busy is published before the code runs
+    assert server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
+    assert tab.until_idle(endless)[0]["ename"] == "KeyboardInterrupt"
 
 
 def test_two_tabs_of_one_kernel_hear_the_same(kp_server: Server) -> None:
     kp_server.wait_warm()
     kernel = kp_server.start_session("two.ipynb")["kernel"]["id"]
-    first, second = Browser(kp_server, kernel), Browser(kp_server, kernel)
-    assert second.execute("a = 5; print(a)") == "5"
-    request = first.send("execute_request", execution("print(a)"))
-    while True:
-        message = unpack(second.socket.recv(timeout=30))  # type: ignore[arg-type]
-        if message["parent_header"].get("msg_id") == request and message["header"]["msg_type"] == "stream":
-            break
+    with browser(kp_server, kernel) as first, browser(kp_server, kernel) as second:
+        assert second.execute("a = 5; print(a)") == "5"
+        request = first.send("execute_request", execution("print(a)"))
+        while True:
+            message = unpack(second.socket.recv(timeout=30))  # type: ignore[arg-type]
+            if message["parent_header"].get("msg_id") == request and message["header"]["msg_type"] == "stream":
+                break
     assert message["content"]["text"] == "5\n"
 
 
@@ -177,7 +183,8 @@ def test_the_kernel_menu_changes_the_kernel_of_a_session(kp_server: Server) -> N
     assert status == 200
     assert model["kernel"]["id"] != session["kernel"]["id"]
     assert kp_server.hit() == hits + 1
-    assert Browser(kp_server, model["kernel"]["id"]).execute("print(6 * 7)") == "42"
+    with browser(kp_server, model["kernel"]["id"]) as tab:
+        assert tab.execute("print(6 * 7)") == "42"
     assert kp_server.call(f"/api/kernels/{session['kernel']['id']}")[0] == 404
 
 
@@ -194,12 +201,29 @@ def outputs(document: Any) -> str:
     return "".join(out.get("text", "") for cell in document.cells for out in cell.get("outputs", []))
 
 
-def attached(manager_class: Any, server: Server, kernel: str) -> Any:
-    """A manager of *manager_class* for a kernel that somebody else, the server, owns."""
-    running = {"has_kernel": property(lambda _: True), "is_alive": lambda _: True}
-    manager = type("Attached", (manager_class,), running)(owns_kernel=False)
-    manager.load_connection_file(str(server.connection_file(kernel)))
-    return manager
+@pytest.fixture
+def attached(kp_server: Server) -> Iterator[Callable[..., Any]]:
+    """Makes managers for kernels that somebody else, the server, owns; nbclient leaves their clients open."""
+    clients = []
+
+    def attach(manager_class: Any, kernel: str) -> Any:
+        class Attached(manager_class):  # type: ignore[misc]
+            has_kernel = True
+
+            def is_alive(self) -> bool:
+                return True
+
+            def client(self, **kwargs: Any) -> Any:
+                clients.append(super().client(**kwargs))
+                return clients[-1]
+
+        manager = Attached(owns_kernel=False)
+        manager.load_connection_file(str(kp_server.connection_file(kernel)))
+        return manager
+
+    yield attach
+    for client in clients:
+        client.stop_channels()
 
 
 @pytest.fixture
@@ -214,17 +238,21 @@ def kernel(kp_server: Server) -> Iterator[str]:
     assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
 
 
-def test_nbclient_runs_a_notebook_in_a_kernel_of_the_servers(kp_server: Server, kernel: str) -> None:
+def test_nbclient_runs_a_notebook_in_a_kernel_of_the_servers(
+    kp_server: Server, kernel: str, attached: Callable[..., Any]
+) -> None:
     from nbclient import NotebookClient
 
     pid = kp_server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["pid"]
     document = notebook("import os; x = 1", "print(os.getpid())")
-    NotebookClient(document, km=attached(AsyncKernelManager, kp_server, kernel)).execute(cleanup_kc=False)
+    NotebookClient(document, km=attached(AsyncKernelManager, kernel)).execute()
     assert outputs(document) == f"{pid}\n"
     assert kp_server.run(kernel, "print(x)") == "1"
 
 
-def test_papermill_runs_a_notebook_in_a_kernel_of_the_servers(kp_server: Server, kernel: str, tmp_path: Path) -> None:
+def test_papermill_runs_a_notebook_in_a_kernel_of_the_servers(
+    kp_server: Server, kernel: str, attached: Callable[..., Any], tmp_path: Path
+) -> None:
     import papermill
 
     pid = kp_server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["pid"]
@@ -233,7 +261,7 @@ def test_papermill_runs_a_notebook_in_a_kernel_of_the_servers(kp_server: Server,
     nbformat.write(document, tmp_path / "in.ipynb")
     done = papermill.execute_notebook(
         str(tmp_path / "in.ipynb"), str(tmp_path / "out.ipynb"), {"value": 7}, progress_bar=False,
-        km=attached(KernelManager, kp_server, kernel),
+        km=attached(KernelManager, kernel),
     )  # fmt: skip
     assert outputs(done) == f"{pid} 7\n"
 
@@ -254,7 +282,9 @@ async def test_nbclient_runs_in_a_pool_without_a_server(monkeypatch: pytest.Monk
         (recipe,) = multi.pool.pools.values()
         assert recipe.hits == 1
         document = notebook("1 / 1", "print(6 * 7)")
-        await NotebookClient(document, km=multi.get_kernel(kernel_id)).async_execute()
+        client = NotebookClient(document, km=multi.get_kernel(kernel_id))
+        await client.async_execute()
+        client.kc.stop_channels()
         assert outputs(document) == "42\n"
     finally:
         await multi.shutdown_all(now=True)
@@ -269,8 +299,6 @@ def program(server: Server, *arguments: str, **options: Any) -> subprocess.Compl
 
 
 def environment(server: Server) -> dict[str, str]:
-    import os
-
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER_", "JPY_"))},
         "JUPYTER_RUNTIME_DIR": str(server.runtime),
@@ -285,7 +313,7 @@ def environment(server: Server) -> dict[str, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "nbclient", "--output", "out.ipynb", "in.ipynb"],  # jupyter execute
+        ["-c", "from nbclient.cli import main; main()", "--output", "out.ipynb", "in.ipynb"],
         ["-m", "papermill", "--no-progress-bar", "in.ipynb", "out.ipynb"],
         ["-m", "nbconvert", "--to", "notebook", "--execute", "--output", "out.ipynb", "in.ipynb"],
     ],
@@ -326,7 +354,7 @@ def test_console_attaches_to_a_kernel_of_the_servers(kp_server: Server, kernel: 
         console.sendline("print('a word', word)")
         console.expect("a word of the server")
         console.expect(r"In \[\d+\]: ")
-        console.sendline("quit")
+        console.sendline("quit(keep_kernel=True)")
         console.expect(pexpect.EOF)
     finally:
         console.close(force=True)

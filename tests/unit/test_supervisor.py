@@ -185,8 +185,11 @@ def test_process_is_started_as_asked(kp_server, tmp_path):
 
 FORK_TWICE = """
     if os.fork() == 0:
+        middle = os.getpid()
         if os.fork() == 0:
             os.setsid()
+            while os.getppid() == middle:  # until it is an orphan
+                time.sleep(0.001)
             orders.send(str(os.getpid()).encode())
             orders.recv(1)
             os._exit(7)

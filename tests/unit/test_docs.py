@@ -1,0 +1,54 @@
+"""Every trait, state, error and metric is in the docs; routes are compared in tests/rest/test_documents.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from jupyter_kernelpool import errors, metrics
+from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.pool import KernelPool
+
+DOCS = Path(__file__).parents[2] / "docs"
+CONFIGURATION = (DOCS / "users" / "configuration.md").read_text()
+OPERATING = (DOCS / "operators" / "operating.md").read_text()
+OWN_TRAITS = sorted(KernelPool.class_own_traits(config=True))
+
+
+def all_errors() -> list[type[errors.KernelPoolError]]:
+    found, queue = [], [errors.KernelPoolError]
+    while queue:
+        found.append(queue.pop())
+        queue += found[-1].__subclasses__()
+    return [error for error in found if error.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("name", OWN_TRAITS)
+def test_trait_is_in_the_configuration_page_with_its_default(name):
+    row = next((line for line in CONFIGURATION.splitlines() if line.startswith(f"| `KernelPool.{name}`")), None)
+    assert row is not None, f"KernelPool.{name} has no row"
+
+
+def test_the_configuration_page_names_no_trait_that_is_not_there():
+    named = set(re.findall(r"^\| `KernelPool\.(\w+)`", CONFIGURATION, re.MULTILINE))
+    assert named == set(OWN_TRAITS)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_state_is_in_the_operating_page(state):
+    assert f"`{state.value}`" in OPERATING
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.code)
+def test_error_is_in_the_operating_page_with_its_status(error):
+    assert re.search(rf"^\|[^\n]*`{error.code}`[^\n]*{error.status}", OPERATING, re.MULTILINE), error.code
+
+
+@pytest.mark.parametrize(
+    "metric", [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)], ids=str
+)
+def test_metric_is_in_the_operating_page(metric):
+    assert metric.describe()[0].name in OPERATING
