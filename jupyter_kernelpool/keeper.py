@@ -77,9 +77,9 @@ class Keeper:
             pool.notice_lost_launcher()
         actions = plan(self.view(), self.pool.policy, time.monotonic())
         for action in actions:
-            pool = self.pool.pools.get(action.key)
-            if pool is not None:
-                self._carry_out(action, pool)
+            concerned = self.pool.pools.get(action.key)
+            if concerned is not None:
+                self._carry_out(action, concerned)
         metrics.TEMPLATES.set(
             sum(1 for pool in self.pool.pools.values() if pool.launcher is not None and pool.launcher.pid)
         )

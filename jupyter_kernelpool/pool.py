@@ -28,11 +28,10 @@ from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
+from jupyter_kernelpool.settings import read_settings
 from jupyter_kernelpool.supervision import Supervision
 
 CLAIM_ATTEMPTS = 3
-SETTING_NAMES = {"warm", "max", "preload", "init_code", "launcher"}
-LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class KernelPool(LoggingConfigurable):
     def _valid_recipes(self, proposal: Any) -> Any:
         for name, settings in proposal["value"].items():
             try:
-                self._settings_from(name, settings)
+                read_settings(name, settings, self._general)
             except NotValid as error:
                 raise TraitError(f"KernelPool.recipes: {error}") from error
         return proposal["value"]
@@ -229,36 +228,12 @@ class KernelPool(LoggingConfigurable):
         """What the configuration, or a later change through REST, says about *kernel_name*."""
         if kernel_name in self.overrides:
             return self.overrides[kernel_name]
-        return self._settings_from(kernel_name, self.recipes.get(kernel_name, {}))
+        return read_settings(kernel_name, self.recipes.get(kernel_name, {}), self._general)
 
-    def _settings_from(self, name: str, given: Any) -> Settings:
-        if not isinstance(given, dict):
-            raise NotValid(f"{name!r}: settings must be a dict, not {given!r}")
-        unknown = set(given) - SETTING_NAMES
-        if unknown:
-            allowed = ", ".join(sorted(SETTING_NAMES))
-            raise NotValid(f"{name!r} has no setting {sorted(unknown)[0]!r}; there are: {allowed}")
-        for number in ("warm", "max"):
-            value = given.get(number, 0)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise NotValid(f"{name!r}: {number} = {value!r} must be a whole number of 0 or more")
-        launcher = given.get("launcher", "auto")
-        if launcher not in LAUNCHER_NAMES:
-            raise NotValid(f"{name!r}: launcher = {launcher!r} must be one of {', '.join(LAUNCHER_NAMES)}")
-        preload = given.get("preload", self.preload)
-        if not isinstance(preload, list) or not all(isinstance(module, str) for module in preload):
-            raise NotValid(f"{name!r}: preload = {preload!r} must be a list of module names")
-        for module in preload:
-            if not all(part.isidentifier() for part in module.split(".")):
-                raise NotValid(f"{name!r}: preload = {preload!r}: {module!r} is no module's name")
-        init_code = given.get("init_code", self.init_code)
-        if not isinstance(init_code, str):
-            raise NotValid(f"{name!r}: init_code must be text")
-        warm = given.get("warm", min(self.warm, given.get("max", self.warm)))
-        most = given.get("max", max(self.max_warm, warm) if self.max_warm else 0)
-        if most and warm > most:
-            raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
-        return Settings(min(warm, most), most, tuple(preload), init_code, launcher, self.load_timeout)
+    @property
+    def _general(self) -> Settings:
+        """The traits that hold for every recipe that says nothing else."""
+        return Settings(self.warm, self.max_warm, tuple(self.preload), self.init_code, load_timeout=self.load_timeout)
 
     def change_settings(self, kernel_name: str, changes: dict[str, Any]) -> Settings:
         """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong."""
@@ -269,7 +244,7 @@ class KernelPool(LoggingConfigurable):
         }  # fmt: skip
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])
-        settings = self._settings_from(kernel_name, {**merged, **changes})
+        settings = read_settings(kernel_name, {**merged, **changes}, self._general)
         self.overrides[kernel_name] = settings
         self.wake.set()
         return settings

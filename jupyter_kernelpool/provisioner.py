@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool import metrics
@@ -127,6 +128,8 @@ class PoolProvisioner(LocalProvisioner):
 
     async def _take_whole(self, request: Request) -> None:
         """Take over the connection of a warm kernel of another kind, before stock writes the file."""
+        if not self._may_be_whole():
+            return
         process = await self.pool.claim_whole(request)
         if process is None or process.connection is None:
             return
@@ -137,6 +140,14 @@ class PoolProvisioner(LocalProvisioner):
         manager.session.key = process.connection["key"].encode()
         self.ports_cached = True
         self._whole = process
+
+    def _may_be_whole(self) -> bool:
+        """Whether this id is to have the connection that `WholeLauncher` gives: tcp on localhost, in the clear."""
+        manager: Any = self.parent
+        encrypts = getattr(manager, "transport_encryption", "disabled") != "disabled"  # jupyter_client >= 8.9
+        if encrypts and manager._kernel_supports_curve_encryption():
+            return False
+        return bool(manager.transport == "tcp" and manager.ip == localhost())
 
     async def _launch_cold(self, cmd: list[str], kwargs: dict[str, Any]) -> None:
         self.identity.release()

@@ -26,7 +26,7 @@ def test_unknown_kernelspec_answers_as_stock(kp_server: Server, kp_start: Callab
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    "option, told",
     [
         ("--KernelPool.warm=-1", ["warm", "-1", "0"]),
         ("--KernelPool.exhausted=never", ["exhausted", "never", "'wait'", "'fail'", "'temporary'"]),

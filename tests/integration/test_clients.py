@@ -1,8 +1,9 @@
-"""Programs that people use, against a server with the extension: JupyterLab's way, nbclient, papermill, console, voila."""
+"""Programs that people use, on a server with the extension: JupyterLab's way, nbclient, papermill, console, voila."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -45,7 +46,7 @@ def pack(channel: str, kind: str, content: dict[str, Any], session: str) -> byte
 def unpack(frame: bytes) -> dict[str, Any]:
     count = int.from_bytes(frame[:8], "little")
     offsets = [int.from_bytes(frame[8 * place : 8 * place + 8], "little") for place in range(1, count + 1)]
-    parts = [frame[begin:end] for begin, end in zip(offsets, offsets[1:], strict=False)]
+    parts = [frame[begin:end] for begin, end in itertools.pairwise(offsets)]
     names = ("header", "parent_header", "metadata", "content")
     return {"channel": parts[0].decode(), **{n: json.loads(p) for n, p in zip(names, parts[1:5], strict=True)}}
 

@@ -17,7 +17,7 @@ OURS = "--KernelPool.recipes={'edited': {'warm': 2}}"
 READ = "import os; print(os.environ['CONTENT'])"
 
 
-def test_edited_kernelspec_is_what_the_next_kernel_is_made_from(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+def test_edited_kernelspec_is_what_the_next_kernel_is_of(kp_start: Callable[..., Server], tmp_path: Path) -> None:
     write_spec(tmp_path, "edited", env={"CONTENT": "old"})
     server = kp_start(OURS, JUPYTER_PATH=str(tmp_path))
     server.wait_warm(name="edited")

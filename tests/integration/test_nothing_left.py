@@ -244,7 +244,6 @@ def exactly_one_process_each(server: Server, kernels: list[str]) -> None:
         port = json.loads(server.connection_file(kernel).read_text())["shell_port"]
         assert owner[port] == {pid_of(server, kernel)}
 
-
     def unknown() -> int:
         """Processes that are no kernel's, no template and not known as warm."""
         before = server.recipe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -91,5 +92,5 @@ def test_a_kernel_never_returns_to_the_pool(kp_server: Server) -> None:
     kernel = kp_server.start_kernel()
     pid = int(kp_server.run(kernel, "import os; print(os.getpid())"))
     assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
-    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "the process ended")
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the process ended")
     assert not kp_server.connection_file(kernel).exists()

@@ -69,7 +69,7 @@ async def open_websocket(
     try:
         message = {
             "channel": "shell", "parent_header": {}, "metadata": {}, "content": {},
-            "header": {"msg_id": "1", "msg_type": "kernel_info_request", "session": "s", "username": "", "version": "5"},
+            "header": {"msg_id": "1", "msg_type": "kernel_info_request", "session": "s", "username": "", "version": ""},
         }  # fmt: skip
         client.write_message(json.dumps(message))
         async with asyncio.timeout(30):

@@ -28,7 +28,7 @@ import asyncio, json, sys
 from jupyter_server.serverapp import ServerApp
 
 def name(cls):
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
 
 async def main():
     app = ServerApp.instance()
@@ -182,7 +182,7 @@ def test_gateway_is_respected(kp_start: Callable[..., Server]) -> None:
     assert server.process is not None
     assert server.log.count("Kernels are not pooled: kernels run on a gateway") == 1
     assert psutil.Process(server.process.pid).children() == []
-    assert server.call("/api/status")[0] == 200
+    assert server.call("/api")[0] == 200  # what stock asks the gateway for is 5xx: none is there
 
 
 def test_server_that_runs_switched_off_starts_nothing_of_ours(kp_start: Callable[..., Server]) -> None:

@@ -13,9 +13,9 @@ from tornado import web
 from jupyter_kernelpool import errors
 from jupyter_kernelpool.decisions import Stage
 from jupyter_kernelpool.lifecycle import State
-from jupyter_kernelpool.pool import LAUNCHER_NAMES
 from jupyter_kernelpool.rest import base, handlers
 from jupyter_kernelpool.rest.health import read_document
+from jupyter_kernelpool.settings import LAUNCHER_NAMES
 
 DOCS = Path(__file__).parents[2] / "docs" / "operators"
 VERBS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -1,0 +1,49 @@
+"""Reads what the configuration or a REST request says about one kernelspec's kernels. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_kernelpool.errors import NotValid
+from jupyter_kernelpool.recipes import Settings
+
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher")
+LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
+
+
+def read_settings(name: str, given: Any, general: Settings) -> Settings:
+    """The settings of the kernelspec *name*: *given*, and *general* where it says nothing.
+
+    Raises `NotValid`, naming setting, value and what is allowed.
+    """
+    if not isinstance(given, dict):
+        raise NotValid(f"{name!r}: settings must be a dict, not {given!r}")
+    unknown = sorted(set(given) - set(SETTING_NAMES))
+    if unknown:
+        raise NotValid(f"{name!r} has no setting {unknown[0]!r}; there are: {', '.join(sorted(SETTING_NAMES))}")
+    for number in ("warm", "max"):
+        value = given.get(number, 0)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise NotValid(f"{name!r}: {number} = {value!r} must be a whole number of 0 or more")
+    launcher = given.get("launcher", general.launcher)
+    if launcher not in LAUNCHER_NAMES:
+        raise NotValid(f"{name!r}: launcher = {launcher!r} must be one of {', '.join(LAUNCHER_NAMES)}")
+    init_code = given.get("init_code", general.init_code)
+    if not isinstance(init_code, str):
+        raise NotValid(f"{name!r}: init_code must be text")
+    warm = given.get("warm", min(general.warm, given.get("max", general.warm)))
+    most = given.get("max", max(general.max, warm) if general.max else 0)
+    if most and warm > most:
+        raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
+    preload = read_preload(name, given.get("preload", list(general.preload)))
+    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout)
+
+
+def read_preload(name: str, given: Any) -> tuple[str, ...]:
+    """The modules to preload; raises `NotValid` for what can't be modules' names."""
+    if not isinstance(given, list) or not all(isinstance(module, str) for module in given):
+        raise NotValid(f"{name!r}: preload = {given!r} must be a list of module names")
+    for module in given:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise NotValid(f"{name!r}: preload = {given!r}: {module!r} is no module's name")
+    return tuple(given)
