@@ -92,6 +92,11 @@ def sockets(server: Server, kernel: str) -> dict[Path, int]:
     return {path: path.stat().st_ino for path in server.runtime.glob(f"kernel-{kernel}-ipc-*")}
 
 
+def reconnected(client: BlockingKernelClient) -> None:
+    """What is published before ZeroMQ has connected a client's iopub again is lost to it, with stock too."""
+    eventually(lambda: ready(client), "the client is connected again")
+
+
 def restart(server: Server, kernel: str) -> None:
     assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
 
@@ -117,6 +122,7 @@ def test_restart_is_a_hit_that_keeps_files_keys_and_clients(server: Server) -> N
     assert server.recipe("curved")["hits"] == hits + 1
     assert json.loads(server.connection_file(kernel).read_text()) == info
     assert sockets(server, kernel) == files, "the same sockets, bound once"
+    reconnected(client)
     assert server.run(client, "print('x' in globals())") == "False"
     assert server.run(client, "import os; print(os.getpid())") != pid
     assert server.run(server.client(kernel), "print('a new client')") == "a new client"
@@ -142,8 +148,7 @@ def test_killed_kernel_comes_back_on_the_same_connection(server: Server) -> None
     server.wait_warm(1, "curved")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: server.call(f"/kernelpool/v1/kernels/{kernel}")[1].get("pid") not in (pid, 0), "restarted")
-    # What is published before ZeroMQ has connected the client's iopub again is lost to it, with stock too.
-    eventually(lambda: ready(client), "the client is connected again")
+    reconnected(client)
     assert int(server.run(client, "import os; print(os.getpid())")) != pid
     assert json.loads(server.connection_file(kernel).read_text()) == info
 
