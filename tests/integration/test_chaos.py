@@ -53,7 +53,8 @@ class Client(threading.Thread):
             try:
                 self.round()
             except Exception as error:
-                self.failures.append(f"kernel {self.kernel}: {type(error).__name__}: {error}")
+                told = self.server.call(f"/kernelpool/v1/kernels/{self.kernel}") if self.kernel else ()
+                self.failures.append(f"kernel {self.kernel}: {type(error).__name__}: {error}; it is {told}")
             self.kernel = None
 
     def round(self) -> None:

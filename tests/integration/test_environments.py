@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from .conftest import Server, eventually
-from .conftest import _ready as ready
 from .test_identity import PROBE
+from .test_transports import reconnected
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -80,7 +80,7 @@ def test_oldest_ipykernel_that_is_supported_is_pooled(kp_servers: Callable[..., 
     hits = server.recipe("other")["hits"]
     restart(server, kernel)
     assert server.recipe("other")["hits"] == hits + 1
-    eventually(lambda: ready(client), "the client is connected again")
+    reconnected(client)
     assert server.run(client, "print('time' in globals())") == "False"
     assert server.recipe("other")["last_error"] is None
     server.stop()
@@ -178,7 +178,7 @@ def test_spawned_kernel_restarts_as_a_hit(spawning: Server) -> None:
     restart(spawning, kernel)
     assert spawning.hit() == hits + 1
     assert json.loads(spawning.connection_file(kernel).read_text()) == before
-    eventually(lambda: ready(client), "the client is connected again")
+    reconnected(client)
     assert spawning.run(client, "print('x' in globals())") == "False"
     assert spawning.run(client, "import os; print(os.getpid())") != pid
     assert spawning.run(client, "print(__session__)").endswith("again.ipynb")

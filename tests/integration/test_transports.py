@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ import pytest
 from jupyter_client import BlockingKernelClient
 
 from .conftest import Server, eventually
-from .conftest import _ready as ready
 
 pytestmark = pytest.mark.integration
 
@@ -93,8 +93,24 @@ def sockets(server: Server, kernel: str) -> dict[Path, int]:
 
 
 def reconnected(client: BlockingKernelClient) -> None:
-    """What is published before ZeroMQ has connected a client's iopub again is lost to it, with stock too."""
-    eventually(lambda: ready(client), "the client is connected again")
+    """Wait until *client*, whose kernel has a new process, hears that one on shell and iopub.
+
+    What is published before ZeroMQ has connected a client's iopub again is lost to it, with stock too. The
+    answers are told from what the process before has left in the queues by their parent.
+    """
+    eventually(lambda: hears_idle(client, client.kernel_info()), "the client is connected again")
+    with contextlib.suppress(Empty):
+        while True:
+            client.get_shell_msg(timeout=0.1)
+
+
+def hears_idle(client: BlockingKernelClient, request: str) -> bool:
+    with contextlib.suppress(Empty):
+        while True:
+            message = client.get_iopub_msg(timeout=1)
+            if message["parent_header"].get("msg_id") == request and message["content"]["execution_state"] == "idle":
+                return True
+    return False
 
 
 def restart(server: Server, kernel: str) -> None:

@@ -67,10 +67,8 @@ async def open_websocket(
     jp_serverapp.web_app.settings["kernel_websocket_connection_class"] = Noted
     client = await jp_ws_fetch("api", "kernels", kernel, "channels")
     try:
-        message = {
-            "channel": "shell", "parent_header": {}, "metadata": {}, "content": {},
-            "header": {"msg_id": "1", "msg_type": "kernel_info_request", "session": "s", "username": "", "version": ""},
-        }  # fmt: skip
+        header = {"msg_id": "1", "msg_type": "kernel_info_request", "session": "s", "username": "", "version": "5"}
+        message = {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": {}}
         client.write_message(json.dumps(message))
         async with asyncio.timeout(30):
             while json.loads(await client.read_message())["msg_type"] != "kernel_info_reply":
