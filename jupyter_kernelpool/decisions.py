@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+STEADY_WINDOW = 15.0
+STEADY_CLAIMS = 3
+
+
 class Stage(StrEnum):
     """How far a recipe's launcher is."""
 
@@ -138,6 +142,15 @@ def target(recipe: RecipeView, policy: Policy, now: float) -> int:
     return max(recipe.floor, min(burst, recipe.ceiling)) if recipe.ceiling >= recipe.floor else recipe.ceiling
 
 
+def is_steady(claims: Sequence[float], now: float) -> bool:
+    """Whether kernels are asked for all the time, so that a pause to load the template in never comes.
+
+    Without it, one lost template would leave every later start cold for as long as the load lasts.
+    """
+    recent = [at for at in claims if now - at <= STEADY_WINDOW]
+    return len(recent) >= STEADY_CLAIMS and now - recent[0] >= STEADY_WINDOW / 3
+
+
 def backoff(failures: int, *, first: float = 1.0, most: float = 300.0) -> float:
     """Seconds to wait after the *failures*-th failure in a row (the caller adds jitter)."""
     return float(min(most, first * 2 ** max(0, failures - 1))) if failures else 0.0
@@ -172,7 +185,7 @@ def plan(view: View, policy: Policy, now: float) -> list[Action]:
         if now < recipe.retry_at or recipe.draining:
             continue
         if recipe.stage in (Stage.DOWN, Stage.FAILED) and (recipe.ceiling > 0 or recipe.waiting):
-            if recipe.waiting or (settled and memory > 0):
+            if recipe.waiting or (memory > 0 and (settled or is_steady(recipe.claims, now))):
                 actions.append(Load(recipe.key))
             continue
         if recipe.stage is not Stage.READY:

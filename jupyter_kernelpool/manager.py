@@ -217,6 +217,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self._next_is_temporary = False
         self._kernel_event_logger: EventLogger | None = None
         self._starting: asyncio.Future[None] | None = None
+        self._clearing: set[asyncio.Future[None]] = set()
         self._unforeseen: set[str] = set()  # kernelspecs that are not there, and that the log tells of already
         if self.pool.active:
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
@@ -322,6 +323,15 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         return started
 
     start_kernel: Any = _async_start_kernel
+
+    def _handle_kernel_died(self, kernel_id: str) -> None:
+        """As stock, which forgets a kernel that ended too often; its listeners and its file go with it."""
+        manager: Any = self._kernels.get(kernel_id)
+        super()._handle_kernel_died(kernel_id)  # type: ignore[no-untyped-call]
+        if getattr(manager, "pooled", None) is not None:
+            task = asyncio.ensure_future(manager.cleanup_resources())
+            self._clearing.add(task)
+            task.add_done_callback(self._clearing.discard)
 
     def remove_kernel(self, kernel_id: str) -> Any:
         """As stock; whoever waits for a place gets this one."""

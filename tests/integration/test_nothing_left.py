@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -310,6 +311,25 @@ def test_daemon_of_the_users_outlives_the_kernel_as_on_stock(
             if process.is_running():
                 process.kill()
     assert survived == [True, True]
+
+
+def test_kernel_that_stock_gives_up_leaves_nothing(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelRestarter.restart_limit=2")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    ports = {v for k, v in json.loads(server.connection_file(kernel).read_text()).items() if k.endswith("_port")}
+
+    def forgotten() -> bool:
+        pid = pid_of(server, kernel)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return server.call(f"/api/kernels/{kernel}")[0] == 404
+
+    eventually(forgotten, "killed again and again, it is given up")
+    eventually(lambda: not ports & listening(), "nobody listens there", 5)
+    eventually(lambda: files(server.runtime) == [], "no file is left", 5)
+    assert server.run(server.start_kernel(), "print(1)") == "1"
 
 
 def test_ports_of_a_deleted_kernel_are_free(kp_start: Callable[..., Server]) -> None:

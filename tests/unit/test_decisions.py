@@ -213,3 +213,11 @@ def test_target_is_the_largest_burst_between_floor_and_ceiling(times, floor, mor
 )
 def test_backoff_doubles_up_to_five_minutes(failures, seconds):
     assert backoff(failures) == seconds
+
+
+def test_steady_demand_does_not_keep_a_lost_template_from_being_loaded():
+    """Cold starts follow each other without a pause: there is none to wait for."""
+    for claims, loaded in (([90.0, 93.0, 96.0, 99.0], True), ([98.0, 98.1, 98.2, 98.3], False), ([90.0, 99.0], False)):
+        lost = recipe(stage=Stage.DOWN, claims=claims, last_used=99.0)
+        busy = view(lost, users_starting=2, last_start=99.5)
+        assert plan(busy, Policy(), 100.0) == ([Load(lost.key)] if loaded else []), claims
