@@ -66,7 +66,7 @@ def publish(results: Mapping[str, Any], out: Path | None, say: Callable[[str], N
     except ImportError:
         say("no plot: matplotlib is not installed (pip install 'jupyter-kernelpool[bench]')")
     if out is None:
-        _update_readme(make_table(results), say)
+        _update_readme(f"{make_table(results).rstrip()}\n\n![The benchmarks](docs/_static/benchmarks.png)\n", say)
 
 
 def _update_readme(table: str, say: Callable[[str], None]) -> None:

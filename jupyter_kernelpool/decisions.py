@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-
 STEADY_WINDOW = 15.0
 STEADY_CLAIMS = 3
 
