@@ -210,8 +210,8 @@ class RecipePool:
             except LaunchFailed as failure:
                 await launcher.close()
                 error = failure
-                if getattr(failure, "kind", "") in ("preload", "init_code"):
-                    break  # another way of launching would run the same code
+                if not isinstance(failure, Unfit) or getattr(failure, "kind", "") in ("preload", "init_code"):
+                    break  # it may work another time; or another way of launching would run the same code
                 continue
             except BaseException:
                 self.stage = Stage.DOWN

@@ -97,7 +97,7 @@ class TemplateLauncher(Launcher):
                     fds=[its.fileno()],
                 )
             self._pid = spawned
-            self.supervision.watch(spawned, lambda _code: self._ended(spawned))
+            self.supervision.watch(spawned, lambda code: self._ended(spawned, code))
             try:
                 async with asyncio.timeout(self.recipe.settings.load_timeout):
                     message = await ready
@@ -155,17 +155,23 @@ class TemplateLauncher(Launcher):
                 if process is not None and not process.ready.done():
                     process.ready.set_exception(LaunchFailed(f"the template could not fork: {message['error']}"))
 
-    def _ended(self, pid: int) -> None:
-        if pid == self._pid:
-            self._pid = 0  # not ours to signal any longer
-            self._lost()
-
-    def _lost(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        if self._ready is not None and not self._ready.done():
+    def _ended(self, pid: int, code: int) -> None:
+        if pid != self._pid:
+            return
+        self._pid = 0  # not ours to signal any longer
+        self._lost()
+        if self._ready is None or self._ready.done():
+            return
+        if code == -signal.SIGKILL:  # by the system, an operator, or the lifeline: no fault of the recipe's
+            self._ready.set_exception(LaunchFailed("the template was killed while it was loading"))
+        else:
             text = "the template ended while it was loading: a preload or the init code ends the process"
             self._ready.set_exception(Unfit(text, reason=text, traceback="", kind="init_code"))
+
+    def _lost(self) -> None:
+        """The channel ended; why, is known once the exit code is (`_ended`)."""
+        if self._channel is not None:
+            self._channel.close()
 
 
 def _facts(message: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
+from jupyter_core.utils import ensure_event_loop
 
 from .conftest import Server, eventually
 from .traces import is_kernelside, traces
@@ -56,6 +57,7 @@ class Client(threading.Thread):
                 told = self.server.call(f"/kernelpool/v1/kernels/{self.kernel}") if self.kernel else ()
                 self.failures.append(f"kernel {self.kernel}: {type(error).__name__}: {error}; it is {told}")
             self.kernel = None
+        ensure_event_loop().close()  # the blocking client's, of this thread
 
     def round(self) -> None:
         status, model = self.server.call("/api/kernels", "POST", {"name": "python3"})

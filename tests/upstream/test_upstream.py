@@ -5,7 +5,6 @@ fails is a failure. They run unedited: what is exchanged, the plugins beside thi
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -77,16 +77,11 @@ def fetch_tests(package: str, cache: Path) -> Path:
     if not root.is_dir():
         pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--dest", cache)
         subprocess.run([*pip, "--no-binary", package, f"{package}=={version(package)}"], check=True, timeout=300)
-        partial = cache / f"{release}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        with tarfile.open(cache / f"{release}.tar.gz") as archive:
-            wanted = [
-                member
-                for member in archive
-                if member.name == f"{release}/pyproject.toml" or member.name.startswith(f"{release}/tests/")
-            ]
+        folders = (f"{release}/pyproject.toml", f"{release}/tests/")
+        with tarfile.open(cache / f"{release}.tar.gz") as archive, TemporaryDirectory(dir=cache) as partial:
+            wanted = [member for member in archive if member.name.startswith(folders)]
             archive.extractall(partial, wanted, filter="data")
-        (partial / release).rename(root)
+            Path(partial, release).rename(root)
     return root
 
 
