@@ -10,6 +10,7 @@ from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.managers import GatewayClient
+from traitlets.config import Config
 
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
@@ -53,11 +54,12 @@ class KernelPoolExtension(ExtensionApp):
         if reason is not None:
             serverapp.log.info("Kernels are not pooled: %s", reason)
             return
-        config = serverapp.config.ServerApp
-        if "kernel_manager_class" not in config:
-            config.kernel_manager_class = MANAGER
-        if "kernel_websocket_connection_class" not in config:
-            config.kernel_websocket_connection_class = WEBSOCKET
+        chosen = serverapp.config.ServerApp
+        ours = {"kernel_manager_class": MANAGER, "kernel_websocket_connection_class": WEBSOCKET}
+        # Through update_config, which tells the traits; an assignment into the section tells nobody.
+        serverapp.update_config(
+            Config({"ServerApp": {name: value for name, value in ours.items() if name not in chosen}})
+        )
 
     def initialize_handlers(self) -> None:
         """Called at load; the managers exist by now, and every other extension is linked."""

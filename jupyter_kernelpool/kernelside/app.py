@@ -185,7 +185,6 @@ class UnboundKernelApp(IPKernelApp):
         self.init_code()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.kernel._publish_status("starting", "shell")
 
     def serve(self) -> None:
         """Run the loop until shutdown: the rest of stock's `start`, whose `kernel.start()` is done already."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Server, eventually
+from .test_transports import reconnected
 
 pytestmark = pytest.mark.integration
 
@@ -34,6 +35,7 @@ def test_restart_is_a_pool_hit_that_keeps_identity_and_clients(kp_server: Server
     assert kp_server.hit() == hits + 1
     assert json.loads(kp_server.connection_file(kernel).read_text()) == before
     # The same client object, never told of anything:
+    reconnected(client)
     assert kp_server.run(client, "print('x' in globals())") == "False"
     assert kp_server.run(client, "import os; print(os.getpid())") != pid
     assert kp_server.run(client, "print(os.getcwd())") == str(kp_server.root / "folder")
@@ -60,6 +62,7 @@ def test_killed_kernel_comes_back_at_once_for_the_same_client(kp_server: Server)
     kp_server.wait_warm()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: kp_server.call(f"/kernelpool/v1/kernels/{kernel}")[1].get("pid") not in (pid, 0), "restarted")
+    reconnected(client)
     assert int(kp_server.run(client, "import os; print(os.getpid())")) != pid
 
 
@@ -69,6 +72,7 @@ def test_busy_kernel_is_restarted(kp_server: Server) -> None:
     client = kp_server.client(kernel)
     client.execute("while True: pass")
     restart(kp_server, kernel)
+    reconnected(client)
     assert kp_server.run(client, "print(1)") == "1"
 
 
