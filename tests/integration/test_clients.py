@@ -63,13 +63,13 @@ class Browser:
         self.socket.send(frame)
         return str(unpack(frame)["header"]["msg_id"])
 
-    def until_idle(self, request: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def until_idle(self, request: str, timeout: float = 30) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of the reply to *request*, and what was published for it."""
         reply: dict[str, Any] | None = None
         published = []
         idle = False
         while reply is None or not idle:
-            frame = self.socket.recv(timeout=30)
+            frame = self.socket.recv(timeout=timeout)
             assert isinstance(frame, bytes), "a binary frame"
             message = unpack(frame)
             if message["parent_header"].get("msg_id") != request:
@@ -83,6 +83,17 @@ class Browser:
 
     def ask(self, kind: str, content: dict[str, Any], channel: str = "shell") -> dict[str, Any]:
         return self.until_idle(self.send(kind, content, channel))[0]
+
+    def hears_again(self) -> None:
+        """Wait until iopub is heard after a restart: what is published before ZeroMQ has reconnected is lost.
+
+        JupyterLab opens a new websocket after a restart, which waits for that by itself.
+        """
+        for _ in range(20):
+            with contextlib.suppress(TimeoutError):
+                self.until_idle(self.send("kernel_info_request", {}), timeout=1)
+                return
+        raise AssertionError("the websocket hears nothing after the restart")
 
     def execute(self, code: str) -> str:
         """What *code* prints or returns; its error, else."""
