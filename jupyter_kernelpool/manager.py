@@ -49,10 +49,10 @@ def pending(
         if self._attempted_start or not self._ready:
             self._ready = _get_future()
         try:
+            result = await method(self, *args, **kwargs)
             if self.pool is None or getattr(self.parent, "use_pending_kernels", False):
                 # Whoever starts a pending kernel sees it pending at least once, as with stock.
                 await asyncio.sleep(0.01)
-            result = await method(self, *args, **kwargs)
             if self.owns_kernel:
                 self._ready.set_result(None)
             return result
