@@ -14,12 +14,14 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import zmq
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 
 from .history import LateHistory, without_history
 
@@ -69,6 +71,8 @@ class UnboundKernelApp(IPKernelApp):
     name = "ipython-kernel"
     _when_closed: Any = None
     _module_files: list[str] | None = None
+    _complete = False
+    _binding: list[Any]
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity
@@ -106,6 +110,20 @@ class UnboundKernelApp(IPKernelApp):
         if not self.config.get("StoreMagics"):  # restores variables as it loads: the owner's business
             for extension in self.default_extensions:
                 self.shell.extension_manager.load_extension(extension)
+
+    def complete_shell(self) -> None:
+        """Do beforehand what `finish_shell` need not do again, where the configuration has nothing run at start.
+
+        Called when preloads and init code are done: what the namespace holds by then is not the user's.
+        """
+        options = (self.extensions, self.extra_extensions, self.exec_lines, self.exec_files, self.code_to_run)
+        plain = not any((*options, self.file_to_run, self.module_to_run, self.gui, self.pylab, self.matplotlib))
+        self._complete = plain and self._module_files is not None and not self.config.get("StoreMagics")
+        if self._complete:
+            shell: Any = self.shell
+            if self.hide_initial_ns:
+                shell.user_ns_hidden.update(shell.user_ns)
+            shell._sys_modules_keys = set(sys.modules.keys())
 
     def start_unbound(self) -> None:
         """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs."""
@@ -154,18 +172,23 @@ class UnboundKernelApp(IPKernelApp):
         """Become the kernel of *info* (a connection file's content), accepting on *listeners*.
 
         *listeners* are descriptors in the order of `CHANNELS`. Each socket is bound by the thread that
-        uses it: ZeroMQ sockets are not to be shared.
+        uses it: ZeroMQ sockets are not to be shared. `serve` waits until they all are.
         """
         self.connection_file = connection_file
         self.load_connection_info(info)  # type: ignore[arg-type]
         endpoint = {name: self._endpoint(getattr(self, f"{name}_port")) for name in CHANNELS}
         handed = dict(zip(CHANNELS, listeners, strict=True))
 
-        self._bind_in_owner(self._shell_loop(), self.shell_socket, endpoint["shell"], handed["shell"])
-        self._bind_in_owner(None, self.stdin_socket, endpoint["stdin"], handed["stdin"])
-        self._bind_in_owner(self.control_thread.io_loop, self.control_socket, endpoint["control"], handed["control"])
         iopub = self.iopub_thread
-        self._bind_in_owner(iopub.io_loop, iopub.socket, endpoint["iopub"], handed["iopub"])
+        self._binding = [
+            self._bind_in_owner(loop, sock, endpoint[name], handed[name])
+            for name, loop, sock in (
+                ("iopub", iopub.io_loop, iopub.socket),
+                ("shell", self._shell_loop(), self.shell_socket),
+                ("control", self.control_thread.io_loop, self.control_socket),
+                ("stdin", None, self.stdin_socket),
+            )
+        ]
         if hasattr(self, "_apply_curve_client_options"):
             self._apply_curve_client_options(self.debug_shell_socket)
         self.debug_shell_socket.connect(endpoint["shell"])
@@ -178,8 +201,10 @@ class UnboundKernelApp(IPKernelApp):
         shell = self.kernel.shell
         session_name = os.environ.get("JPY_SESSION_NAME")
         if session_name:
-            shell.user_ns["__session__"] = session_name
+            shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = session_name
         LateHistory(self.kernel).start()
+        if self._complete and not self._has_startup_files():
+            return
         self.init_gui_pylab()
         self.init_extensions()
         self.init_code()
@@ -190,6 +215,8 @@ class UnboundKernelApp(IPKernelApp):
         """Run the loop until shutdown: the rest of stock's `start`, whose `kernel.start()` is done already."""
         from tornado import ioloop
 
+        for bound in self._binding:
+            bound()
         self.io_loop = ioloop.IOLoop.current()
         with contextlib.suppress(KeyboardInterrupt):
             self.io_loop.start()
@@ -200,6 +227,21 @@ class UnboundKernelApp(IPKernelApp):
         if self._when_closed is not None:
             self._when_closed()
 
+    def _has_startup_files(self) -> bool:
+        """Whether there is something for `init_code` to run that the configuration does not name.
+
+        Where IPython looks: IPython/core/shellapp.py `_run_startup_files`.
+        """
+        if self.exec_PYTHONSTARTUP and os.environ.get("PYTHONSTARTUP"):
+            return True
+        profile: Any = self.profile_dir
+        folders = [os.path.join(path, "startup") for path in (*ENV_CONFIG_DIRS, *SYSTEM_CONFIG_DIRS)]
+        for folder in (profile.startup_dir, *folders):
+            with contextlib.suppress(OSError):
+                if any(name.endswith((".py", ".ipy")) for name in os.listdir(folder)):
+                    return True
+        return False
+
     def _endpoint(self, port: int) -> str:
         separator = ":" if self.transport == "tcp" else "-"
         return f"{self.transport}://{self.ip}{separator}{port}"
@@ -208,7 +250,7 @@ class UnboundKernelApp(IPKernelApp):
         thread = getattr(self, "shell_channel_thread", None)  # ipykernel >= 7
         return thread.io_loop if thread is not None else None
 
-    def _bind_in_owner(self, loop: Any, sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
+    def _bind_in_owner(self, loop: Any, sock: zmq.Socket[Any], endpoint: str, listener: int) -> Callable[[], None]:
         def bind() -> None:
             if hasattr(self, "_apply_curve_server_options"):
                 self._apply_curve_server_options(sock)
@@ -216,7 +258,7 @@ class UnboundKernelApp(IPKernelApp):
                 raise RuntimeError("this ipykernel cannot encrypt its transport")
             bind_to_listener(sock, endpoint, listener)
 
-        run_in(loop, bind)
+        return begin_in(loop, bind)
 
     def _hand_heartbeat(self, listener: int) -> None:
         curve = None
@@ -228,9 +270,14 @@ class UnboundKernelApp(IPKernelApp):
 
 def run_in(loop: Any, act: Any) -> None:
     """Run *act* in the thread of the tornado *loop* (None: here) and wait for it; its exception is ours."""
+    begin_in(loop, act)()
+
+
+def begin_in(loop: Any, act: Any) -> Callable[[], None]:
+    """Have *act* run in the thread of the tornado *loop* (None: here); returns what waits for it as `run_in` does."""
     if loop is None:
         act()
-        return
+        return lambda: None
     done = threading.Event()
     failure: list[BaseException] = []
 
@@ -242,11 +289,14 @@ def run_in(loop: Any, act: Any) -> None:
         finally:
             done.set()
 
+    def wait() -> None:
+        if not done.wait(BIND_TIMEOUT):
+            raise TimeoutError("a channel's thread did not answer")
+        if failure:
+            raise failure[0]
+
     loop.add_callback(run)
-    if not done.wait(BIND_TIMEOUT):
-        raise TimeoutError("a channel's thread did not answer")
-    if failure:
-        raise failure[0]
+    return wait
 
 
 def launcher_path() -> str:

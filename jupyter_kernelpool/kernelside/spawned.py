@@ -27,6 +27,7 @@ def run(settings: dict[str, Any], orders: socket.socket) -> None:
             from .template import run_init_code
 
             run_init_code(app, settings["init_code"])
+        app.complete_shell()
     except BaseException as error:
         cause = error.__cause__ or error
         wire.send(
