@@ -17,7 +17,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from jupyter_kernelpool.launchers.base import Process
 
-PROBE_EVERY = 0.005
+PROBE_EVERY = 0.02
 HOLD_TIMEOUT = 2.0
 
 
@@ -31,6 +31,10 @@ class Prompt:
     websocket_handler: Any
     kernel_manager: Any
     session: Any
+    channels: Any
+    kernel_info_timeout: float
+    kernel_id: str
+    log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
     _probes: list[str]
@@ -50,6 +54,17 @@ class Prompt:
         if not isinstance(process, Process) or process.serving.done():
             return super().connect()  # type: ignore[misc]
         return asyncio.ensure_future(self._connect_once(process.serving))
+
+    def nudge(self) -> Any:
+        """As stock, the future that is done when iopub is heard; but a kernel of the pool is known to serve.
+
+        So one request on control is enough, which its main thread need not answer, repeated soon if it came
+        before the subscription did; stock asks on shell and control, and again after half a second.
+        """
+        process = self._process()
+        if not isinstance(process, Process) or self.kernel_manager.execution_state == "busy":
+            return super().nudge()  # type: ignore[misc]
+        return asyncio.ensure_future(self._hear(process))
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """As stock; held first while a restart is under way."""
@@ -99,16 +114,36 @@ class Prompt:
         for message in held:
             super().handle_incoming_message(message)  # type: ignore[misc]
 
+    async def _hear(self, process: Process) -> None:
+        """Wait until the iopub of this new connection brings something."""
+        iopub = self.channels["iopub"]
+        heard = asyncio.get_running_loop().create_future()
+        iopub.on_recv(lambda _: None if heard.done() else heard.set_result(None))
+        try:
+            async with asyncio.timeout(self.kernel_info_timeout):
+                await self._ask_until(heard, process)
+        except TimeoutError:
+            self.log.warning("Kernel %s is not heard on iopub; its websocket opens nevertheless", self.kernel_id)
+        finally:
+            if not iopub.closed():
+                iopub.stop_on_recv()
+
     async def _probe(self, process: Process) -> None:
-        """Ask *process* for its info, on a channel of its own, until our iopub hears that it answers."""
+        """Ask *process* for its info until our iopub hears that it answers."""
         with contextlib.suppress(Exception):  # it ended: the next turn of the loop sees that
             await asyncio.shield(process.serving)
-        control = self.kernel_manager.connect_control()
         self._echo = asyncio.get_running_loop().create_future()
+        await self._ask_until(self._echo, process)
+
+    async def _ask_until(self, heard: asyncio.Future[None], process: Process) -> None:
+        """Send `kernel_info_request`s on a control channel of their own until *heard* is done."""
+        if heard.done():
+            return
+        control = self.kernel_manager.connect_control()
         try:
-            while not self._echo.done() and process.alive:
+            while not heard.done() and process.alive and self.channels:
                 self._probes.append(self.session.send(control, "kernel_info_request")["header"]["msg_id"])
-                await asyncio.wait([self._echo], timeout=PROBE_EVERY)
+                await asyncio.wait([heard], timeout=PROBE_EVERY)
         finally:
             control.close()
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from . import wire
 from .app import UnboundKernelApp
-from .warm import Warm
+from .warm import Warm, make_room_for_descriptors
 
 
 def run(settings: dict[str, Any], orders: socket.socket) -> None:
     """Import, preload, start unbound, wait for the claim; returns when the kernel has ended."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        make_room_for_descriptors()
         app = UnboundKernelApp.instance()
         app.prepare(settings["arguments"])
         for module in settings["preload"]:

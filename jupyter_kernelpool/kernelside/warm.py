@@ -12,6 +12,7 @@ Afterwards the socket only tells the server `adopted`, `serving` and `closed`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from . import FIRST_ENVIRONMENT, wire
 from . import app as kernel_app
 from .rehearsal import rehearse
+
+ROOM_FOR_DESCRIPTORS = 256
 
 
 class Warm:
@@ -124,3 +127,15 @@ def as_freshly_spawned() -> None:
     os.dup2(nothing, 0)
     if nothing:
         os.close(nothing)
+    make_room_for_descriptors()
+
+
+def make_room_for_descriptors() -> None:
+    """Let Linux enlarge this process's table of descriptors now, while it has one thread.
+
+    A process begins with room for 64. When one with threads needs more, whoever opens the next descriptor waits
+    for an RCU grace period, 10 to 20 ms (`expand_fdtable` in fs/file.c); in a kernel that was ZeroMQ's I/O thread,
+    while it accepted the first client.
+    """
+    with contextlib.suppress(OSError):  # fewer are allowed
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, ROOM_FOR_DESCRIPTORS - 1))
