@@ -213,9 +213,9 @@ class UnboundKernelApp(IPKernelApp):
         if session_name:
             shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = session_name
         LateHistory(self.kernel).start()
+        self.init_gui_pylab()
         if self._complete and not self._has_startup_files():
             return
-        self.init_gui_pylab()
         self.init_extensions()
         self.init_code()
         sys.stdout.flush()
