@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 
 from .history import LateHistory, without_history
+from .machinery import Machinery
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 BIND_TIMEOUT = 10.0
@@ -44,6 +46,8 @@ class HandedHeartbeat(Heartbeat):
         # A place that is never bound: only port 0 would make the constructor look for a free one.
         super().__init__(zmq.Context(), ("tcp", "127.0.0.1", 1))
         self._handed = threading.Event()
+        # The context opens its descriptors with its first socket: now, while they can be told from a user's.
+        self.context.socket(zmq.PAIR).close()
 
     def hand(self, address: tuple[str, str, int], listener: int, curve: tuple[bytes, bytes] | None) -> None:
         """Answer at *address* on *listener*, encrypted with the keys *curve* (public, secret) if given."""
@@ -69,6 +73,8 @@ class UnboundKernelApp(IPKernelApp):
     name = "ipython-kernel"
     _when_closed: Any = None
     _module_files: list[str] | None = None
+    _patched_once = False
+    machinery: Machinery
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity
@@ -107,9 +113,31 @@ class UnboundKernelApp(IPKernelApp):
             for extension in self.default_extensions:
                 self.shell.extension_manager.load_extension(extension)
 
-    def start_unbound(self) -> None:
-        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs."""
+    def start_unbound(self, attend: Callable[[Any], None] | None = None) -> None:
+        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs.
+
+        *attend* is given the kernel before it starts.
+        """
         prebuilt = self.shell
+        self.machinery = Machinery()
+        self.open_channels()
+        self.init_signal()
+        if prebuilt is None:
+            without_history(self.init_kernel)
+        else:
+            self.init_kernel_sharing_pages()
+        if prebuilt is not None:
+            prebuilt.parent = self.kernel
+            prebuilt.kernel = self.kernel
+        self.init_path()
+        self.init_shell()
+        if attend is not None:
+            attend(self.kernel)
+        self.kernel.start()
+        self.machinery.note()
+
+    def open_channels(self) -> None:
+        """Make the context, the sockets and the streams that stand for stdout and stderr."""
         level, self.log_level = self.log_level, 50  # "running over TCP" would be said before it is known
         try:
             self.init_sockets()
@@ -118,19 +146,19 @@ class UnboundKernelApp(IPKernelApp):
         self.heartbeat = HandedHeartbeat()
         self.heartbeat.start()
         self.init_io()
-        self.init_signal()
-        if prebuilt is None:
-            without_history(self.init_kernel)
-        else:
-            self._init_kernel_sharing_pages()
-        if prebuilt is not None:
-            prebuilt.parent = self.kernel
-            prebuilt.kernel = self.kernel
-        self.init_path()
-        self.init_shell()
-        self.kernel.start()
+        self._patched_once = True
 
-    def _init_kernel_sharing_pages(self) -> None:
+    def patch_io(self) -> None:
+        """As stock, once a process: it wraps what it finds, in a fork its parent's wrapper."""
+        if not self._patched_once:
+            super().patch_io()
+
+    def configure_tornado_logger(self) -> None:
+        """As stock, once a process: it adds a handler."""
+        if not self._patched_once:
+            super().configure_tornado_logger()
+
+    def init_kernel_sharing_pages(self) -> None:
         """`init_kernel`, with the list of modules' files that the template made.
 
         ipykernel's kernel makes that list anew, which touches each module and its dict: 5 ms and 3 MB of
@@ -193,6 +221,12 @@ class UnboundKernelApp(IPKernelApp):
         self.io_loop = ioloop.IOLoop.current()
         with contextlib.suppress(KeyboardInterrupt):
             self.io_loop.start()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the loop stops, or has stopped, for good."""
+        kernel: Any = self.kernel
+        return kernel._shutdown_message is not None or bool(kernel.shell.exit_now)
 
     def close(self) -> None:
         """As stock; then tell the server that ports and listeners are free (it waits for that at a restart)."""
