@@ -27,6 +27,7 @@ from .machinery import Machinery
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 BIND_TIMEOUT = 10.0
+CONTROL_TIMEOUT = 1.0
 
 
 def bind_to_listener(sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
@@ -227,6 +228,15 @@ class UnboundKernelApp(IPKernelApp):
         """Whether the loop stops, or has stopped, for good."""
         kernel: Any = self.kernel
         return kernel._shutdown_message is not None or bool(kernel.shell.exit_now)
+
+    def let_control_finish(self) -> None:
+        """Wait for the control thread when it was told to stop: it may be in the midst of the request that said so.
+
+        It then flushes its output through iopub; were that ended first, it would wait for 10 s.
+        """
+        kernel: Any = self.kernel
+        if kernel._shutdown_message is not None and self.control_thread.is_alive():
+            self.control_thread.join(CONTROL_TIMEOUT)
 
     def close(self) -> None:
         """As stock; then tell the server that ports and listeners are free (it waits for that at a restart)."""

@@ -18,7 +18,8 @@ from typing import Any
 from ipykernel import kernelapp
 from jupyter_client.session import Session
 
-from .app import UnboundKernelApp, reseed
+from . import endings
+from .app import CHANNELS, UnboundKernelApp, reseed
 from .inheritance import Inheritance
 
 
@@ -29,12 +30,14 @@ def start_again(app: UnboundKernelApp, past: Inheritance, attend: Callable[[Any]
     collecting = gc.isenabled()
     gc.disable()  # a collection now would copy every page that holds an object
     try:
-        asyncio.set_event_loop(asyncio.new_event_loop())
         app.machinery = Machinery()
+        asyncio.set_event_loop(asyncio.new_event_loop())
         app.context = app.heartbeat = app.iopub_thread = None
         app.control_thread = app.shell_channel_thread = None
         app._when_closed = None
         app.session = Session(parent=app)
+        for name in CHANNELS:
+            setattr(app, f"{name}_port", 0)  # else load_connection_info takes it for the user's choice
         for key in ("curve_publickey", "curve_secretkey"):
             if hasattr(app, key):
                 setattr(app, key, None)
@@ -44,6 +47,7 @@ def start_again(app: UnboundKernelApp, past: Inheritance, attend: Callable[[Any]
         attend(app.kernel)
         app.kernel.start()
         app.machinery.note()
+        endings.own(app.shell)
     finally:
         if collecting:
             gc.enable()
@@ -83,7 +87,7 @@ def _open_channels_again(app: UnboundKernelApp, outputs: tuple[Any, Any]) -> Non
 
 def _make_kernel_again(app: UnboundKernelApp) -> None:
     kernel: Any = app.kernel
-    shell = app.shell
+    shell: Any = app.shell
     kernel.ident = str(uuid.uuid4())  # part of its messages' topics
     kernel._aborting = False
     kernel._shutdown_message = None

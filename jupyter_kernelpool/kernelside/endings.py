@@ -35,7 +35,7 @@ def disown(shell: Any) -> None:
     # What libraries register once, at import, for everything that is made afterwards.
     atexit.register(logging.shutdown)
     atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
-    processes = sys.modules.get("multiprocessing.process")
+    processes: Any = sys.modules.get("multiprocessing.process")
     if processes is not None:
         processes._children = set()
         exit_function = getattr(sys.modules.get("multiprocessing.util"), "_exit_function", None)
@@ -51,7 +51,11 @@ def disown(shell: Any) -> None:
         if scripts is not None:
             scripts.bg_processes = []
             atexit.register(scripts.kill_bg_processes)
-        atexit.register(_end_shell, shell)
+
+
+def own(shell: Any) -> None:
+    """In a fork that is a kernel again: end its shell's session at the end, before its sockets close."""
+    atexit.register(_end_shell, shell)
 
 
 def leave() -> None:

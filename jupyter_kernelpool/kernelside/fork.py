@@ -44,20 +44,22 @@ def fork_orphan() -> bool:
 
 def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     """Fork the live *kernel* as *order* says; in the fork, its life; in the kernel None, and the server is told."""
-    app = kernel.app
+    app: Any = kernel.app
     libraries = hazards.mapped_libraries()
     refusal = hazards.why_not(libraries, getattr(app.kernel, "debugger", None))
     if refusal is not None:
-        return _refused(kernel, order, refusal)
-    inheritance = Inheritance.of(kernel, libraries)
-    hazards.put_openmp_threads_away(libraries)
+        _refuse(kernel, order, refusal)
+        return None
+    inheritance = Inheritance(kernel)
+    inheritance.manifest.note_openmp(hazards.put_openmp_threads_away(libraries))
     files.flush(app.shell.user_ns)
     inheritance.note_places()
     try:
         child = _fork()
     except OSError as error:
         reason = f"The operating system could not fork it: {error.strerror or error}."
-        return _refused(kernel, order, hazards.Refusal("fork_failed", reason, "Free memory, or raise the limits."))
+        _refuse(kernel, order, hazards.Refusal("fork_failed", reason, "Free memory, or raise the limits."))
+        return None
     if child:
         os.close(order.fd)
         collect_later(child, app.io_loop.asyncio_loop, inheritance.uncollected)
@@ -66,14 +68,14 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     return _be_born(kernel, order, inheritance)
 
 
-def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: set[int]) -> None:
-    """Collect *child* on *loop* when it ends; its pidfd is in *uncollected* until then."""
+def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict[int, int]) -> None:
+    """Collect *child* on *loop* when it ends; until then it is in *uncollected*, under its pidfd."""
     pidfd = os.pidfd_open(child)
-    uncollected.add(pidfd)
+    uncollected[pidfd] = child
 
     def collect() -> None:
         loop.remove_reader(pidfd)
-        uncollected.discard(pidfd)
+        del uncollected[pidfd]
         os.close(pidfd)
         with contextlib.suppress(ChildProcessError):  # the user's code waits for any child
             os.waitpid(child, 0)
@@ -81,7 +83,7 @@ def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: set[
     loop.add_reader(pidfd, collect)
 
 
-def _refused(kernel: Warm, order: ParkOrder, refusal: hazards.Refusal) -> None:
+def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refusal) -> None:
     os.close(order.fd)
     kernel.tell(event="park_failed", id=order.number, code=refusal.code, reason=refusal.reason, hint=refusal.hint)
 
@@ -104,7 +106,7 @@ def _be_born(kernel: Warm, order: ParkOrder, inheritance: Inheritance) -> Life:
         hold(kernel.lifeline)
         kernel.parking.let_go()
         kernel.orders.close()
-        inheritance.shed()
+        inheritance.shed(orders)
         return inheritance.next_life(orders, become=order.become, reseed=order.reseed)
     except BaseException as error:
         tell_unfit(orders, error)

@@ -16,10 +16,11 @@ import sys
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import endings, files
+from . import endings, files, lifeline
 from .history import cut_history
 from .lives import Life
 from .manifest import Manifest
+from .parking import Parking
 
 if TYPE_CHECKING:
     from .warm import Warm
@@ -30,29 +31,28 @@ KEPT_FOR_EVER: list[Any] = []
 class Inheritance:
     """The state of one kernel at the moment of its fork; taken in the parent, used in the child."""
 
-    def __init__(self, kernel: Warm, context: Context, manifest: Manifest) -> None:
-        self.app = kernel.app
-        self.parking = kernel.parking
+    def __init__(self, kernel: Warm) -> None:
+        self.app: Any = kernel.app
+        self.parking: Parking = kernel.parking
         self.lifeline = kernel.lifeline
         self.uncollected = kernel.uncollected
-        self.context = context
-        self.manifest = manifest
+        self.context: Context = self.parking.context or copy_context()
+        self.manifest = Manifest()
+        self.manifest.note_what_stays_behind(self.app, set(self.uncollected.values()))
         self.random_state = random.getstate()  # `random` seeds itself anew after each fork
         self.places: files.Places = {}
         self.streams = (sys.stdout, sys.stderr)
         self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
 
-    @classmethod
-    def of(cls, kernel: Warm, libraries: list[str]) -> Inheritance:
-        context = kernel.parking.context
-        return cls(kernel, context if context is not None else copy_context(), Manifest.of(kernel.app, libraries))
-
     def note_places(self) -> None:
         """Note where each regular file stands: the last thing before the fork."""
         self.places = files.places()
 
-    def shed(self) -> None:
-        """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end."""
+    def shed(self, orders: socket.socket) -> None:
+        """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end.
+
+        *orders* is the new process's own socket.
+        """
         app = self.app
         loop = app.io_loop
         KEPT_FOR_EVER.append((loop, asyncio.all_tasks(loop.asyncio_loop)))
@@ -67,11 +67,12 @@ class Inheritance:
         endings.disown(app.shell)
         cut_history(app.shell.history_manager, KEPT_FOR_EVER)
         self.own_files()
+        ours = {orders.fileno(), self.lifeline, lifeline.held()}
+        self.manifest.note_what_is_shared(app, ours)
 
     def own_files(self) -> None:
         """Open regular files anew; after each fork."""
-        for fd in files.reopen(self.places):
-            self.manifest.add_shared_file(fd)
+        self.manifest.note_shared_positions(files.reopen(self.places))
 
     def next_life(self, orders: socket.socket, *, become: bool, reseed: bool) -> Life:
         """The life that comes after `shed`: a parked process, or with *become* a kernel."""

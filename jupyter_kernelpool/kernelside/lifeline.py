@@ -36,3 +36,8 @@ def hold(inherited: int) -> int:
         os.close(_held)
     _held = own
     return own
+
+
+def held() -> int:
+    """The descriptor that `hold` returned last in this process or the one it was forked from, or -1."""
+    return _held

@@ -60,8 +60,8 @@ class Warm:
         self.inheritance = inheritance
         self.reseed = reseed
         self.context = inheritance.context if inheritance is not None else None
-        self.parking = inheritance.parking if inheritance is not None else Parking()
-        self.uncollected: set[int] = set()  # pidfds of forks that have not ended
+        self.parking: Parking = inheritance.parking if inheritance is not None else Parking()
+        self.uncollected: dict[int, int] = {}  # pidfd -> pid: what stood between us and our forks
 
     def run(self) -> Life | None:
         """Start, wait to be claimed, then serve until shutdown; returns in a fork, or when the loop has ended."""
@@ -84,8 +84,10 @@ class Warm:
         else:
             LateHistory(self.app.kernel).start(anew=False)
         life = self.serve()
-        if life is None and self.inheritance is not None:
-            leave()
+        if life is None:
+            self.app.let_control_finish()
+            if self.inheritance is not None:
+                leave()
         return life
 
     def start(self) -> dict[str, Any]:
