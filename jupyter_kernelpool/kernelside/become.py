@@ -46,7 +46,7 @@ def start_again(app: UnboundKernelApp, past: Inheritance, attend: Callable[[Any]
         sys.stdout, sys.stderr = past.streams  # which the user may have replaced
         attend(app.kernel)
         app.kernel.start()
-        app.machinery.note()
+        app.machinery.note(app)
         endings.own(app.shell)
     finally:
         if collecting:

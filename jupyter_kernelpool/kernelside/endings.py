@@ -68,7 +68,7 @@ def leave() -> None:
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
     with contextlib.suppress(BaseException):
-        files.flush(namespace)
+        files.flush(files.open_descriptors(), namespace)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):
             stream.flush()

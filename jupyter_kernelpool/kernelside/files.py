@@ -20,9 +20,8 @@ FIRST_OF_USER = 3  # standard streams stay shared: they are the server's log
 Places = dict[int, tuple[os.stat_result, int]]
 
 
-def places() -> Places:
-    """Where each open regular file stands, by descriptor; the standard streams and their copies are left out."""
-    found = open_descriptors()
+def places(found: dict[int, os.stat_result]) -> Places:
+    """Where each regular file among *found* stands; the standard streams and their copies are left out."""
     streams = {(facts.st_dev, facts.st_ino) for fd, facts in found.items() if fd < FIRST_OF_USER}
     return {
         fd: (facts, os.lseek(fd, 0, os.SEEK_CUR))
@@ -50,13 +49,13 @@ def reopen(noted: Places) -> list[int]:
     return shared
 
 
-def flush(namespace: dict[str, Any]) -> None:
-    """Flush every Python file object that may hold unwritten bytes.
+def flush(found: dict[int, os.stat_result], namespace: dict[str, Any]) -> None:
+    """Flush every Python file object on one of *found* that may hold unwritten bytes.
 
-    The namespace's own are found quickly. Where a descriptor is open for writing and none of them has it,
+    The *namespace*'s own are found quickly. Where a descriptor is open for writing and none of them has it,
     all objects of the process are searched: 15 ms for a million.
     """
-    writable = {fd for fd, facts in open_descriptors().items() if fd >= FIRST_OF_USER and _is_written(fd, facts)}
+    writable = {fd for fd, facts in found.items() if fd >= FIRST_OF_USER and _is_written(fd, facts)}
     if not writable:
         return
     for value in list(namespace.values()):
@@ -77,24 +76,34 @@ def open_descriptors() -> dict[int, os.stat_result]:
     return found
 
 
+def same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether both tell of the same file, pipe or socket."""
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
 def is_same(fd: int, facts: os.stat_result) -> bool:
     """Whether *fd* still refers to what *facts* tell of."""
     try:
-        now = os.fstat(fd)
+        return same(os.fstat(fd), facts)
     except OSError:
         return False
-    return (now.st_dev, now.st_ino) == (facts.st_dev, facts.st_ino)
+
+
+def facts_of(path: str) -> os.stat_result | None:
+    """What `stat` says of *path*, or None where there is nothing."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def close_all_of(path: str) -> None:
     """Close every descriptor that refers to the file at *path*, behind the back of whoever opened it."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return
-    for fd in open_descriptors():
-        if is_same(fd, facts):
-            os.close(fd)
+    facts = facts_of(path)
+    if facts is not None:
+        for fd, found in open_descriptors().items():
+            if same(found, facts):
+                os.close(fd)
 
 
 def _flush_one(file: io.IOBase) -> set[int]:

@@ -45,15 +45,19 @@ def fork_orphan() -> bool:
 def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     """Fork the live *kernel* as *order* says; in the fork, its life; in the kernel None, and the server is told."""
     app: Any = kernel.app
-    libraries = hazards.mapped_libraries()
+    if kernel.never is not None:
+        _refuse(kernel, order, hazards.Refusal("unsupported", kernel.never, ""))
+        return None
+    libraries = kernel.libraries.paths()
     refusal = hazards.why_not(libraries, getattr(app.kernel, "debugger", None))
     if refusal is not None:
         _refuse(kernel, order, refusal)
         return None
     inheritance = Inheritance(kernel)
     inheritance.manifest.note_openmp(hazards.put_openmp_threads_away(libraries))
-    files.flush(app.shell.user_ns)
-    inheritance.note_places()
+    opened = inheritance.files_of_user()
+    files.flush(opened, app.shell.user_ns)
+    inheritance.places = files.places(opened)
     try:
         child = _fork()
     except OSError as error:

@@ -30,12 +30,48 @@ class Refusal:
     hint: str
 
 
-def mapped_libraries() -> list[str]:
-    """The paths of what is mapped into this process (/proc/self/maps), each once."""
-    with open("/proc/self/maps", "rb") as file:
-        lines = file.read().split(b"\n")
-    fields = (line.split(None, 5) for line in lines)
-    return [os.fsdecode(path) for path in {field[5] for field in fields if len(field) == 6} if path[:1] == b"/"]
+class Libraries:
+    """The shared libraries of this process; read anew (2 ms and more) only when one was loaded since."""
+
+    def __init__(self) -> None:
+        self._loads = -1
+        self._paths: list[str] = []
+
+    def paths(self) -> list[str]:
+        """Their paths, each once (/proc/self/maps)."""
+        loads = _loads_so_far()
+        if loads != self._loads or loads < 0:
+            with open("/proc/self/maps", "rb") as file:
+                lines = file.read().split(b"\n")
+            found = {field[5] for field in (line.split(None, 5) for line in lines) if len(field) == 6}
+            self._paths = [os.fsdecode(path) for path in found if b".so" in path]
+            self._loads = loads
+        return self._paths
+
+
+def _loads_so_far() -> int:
+    """How many libraries were ever loaded into this process (dl_iterate_phdr(3), `dlpi_adds`), or -1."""
+    import ctypes
+
+    class Facts(ctypes.Structure):
+        _fields_ = (
+            ("address", ctypes.c_void_p),
+            ("name", ctypes.c_char_p),
+            ("headers", ctypes.c_void_p),
+            ("count", ctypes.c_uint16),
+            ("adds", ctypes.c_ulonglong),
+        )
+
+    adds = [-1]
+
+    def first(facts: Any, _size: int, _data: Any) -> int:
+        adds[0] = facts.contents.adds
+        return 1  # no more of them
+
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Facts), ctypes.c_size_t, ctypes.c_void_p)(first)
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).dl_iterate_phdr(callback, None)
+    return adds[0]
 
 
 def why_not(libraries: list[str], debugger: Any = None) -> Refusal | None:

@@ -35,6 +35,7 @@ class Inheritance:
         self.app: Any = kernel.app
         self.parking: Parking = kernel.parking
         self.lifeline = kernel.lifeline
+        self.libraries = kernel.libraries
         self.uncollected = kernel.uncollected
         self.context: Context = self.parking.context or copy_context()
         self.manifest = Manifest()
@@ -44,9 +45,15 @@ class Inheritance:
         self.streams = (sys.stdout, sys.stderr)
         self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
 
-    def note_places(self) -> None:
-        """Note where each regular file stands: the last thing before the fork."""
-        self.places = files.places()
+    def files_of_user(self) -> dict[int, os.stat_result]:
+        """The descriptors that neither the kernel nor its history opened for itself."""
+        history = self.app.shell.history_manager
+        noted, database = self.app.machinery.noted, files.facts_of(str(getattr(history, "hist_file", "")))
+        return {
+            fd: facts
+            for fd, facts in files.open_descriptors().items()
+            if not (fd in noted and files.same(facts, noted[fd])) and not (database and files.same(facts, database))
+        }
 
     def shed(self, orders: socket.socket) -> None:
         """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end.
@@ -56,8 +63,7 @@ class Inheritance:
         app = self.app
         loop = app.io_loop
         KEPT_FOR_EVER.append((loop, asyncio.all_tasks(loop.asyncio_loop)))
-        KEPT_FOR_EVER.append([dict(vars(owner)) for owner in (app, app.kernel)])
-        KEPT_FOR_EVER.append([dict(owner._trait_values) for owner in (app, app.kernel)])
+        KEPT_FOR_EVER.append(app.machinery)
         self._restore_standard_streams()
         for pidfd in self.uncollected:
             os.close(pidfd)

@@ -24,15 +24,19 @@ class Machinery:
 
     def __init__(self) -> None:
         self._before = set(open_descriptors())
-        self._noted: dict[int, os.stat_result] = {}
+        self._objects: list[dict[str, Any]] = []
+        self.noted: dict[int, os.stat_result] = {}
 
-    def note(self) -> None:
-        """The kernel has been made: what is open now and was not before is its own."""
-        self._noted = {fd: facts for fd, facts in open_descriptors().items() if fd not in self._before}
+    def note(self, app: Any) -> None:
+        """The kernel of *app* has been made: what is open now and was not before is its own."""
+        self.noted = {fd: facts for fd, facts in open_descriptors().items() if fd not in self._before}
+        # Whoever keeps this object keeps theirs: copied now, it costs a fork no touch of a page.
+        for owner in (app, app.kernel):
+            self._objects += [dict(vars(owner)), dict(owner._trait_values)]
 
     def close(self, app: Any) -> None:
         """Close the descriptors of *app*'s kernel, in a fork; the objects that hold them must not be used again."""
-        doomed = {fd for fd, facts in self._noted.items() if is_same(fd, facts)}
+        doomed = {fd for fd, facts in self.noted.items() if is_same(fd, facts)}
         for context in (app.context, app.heartbeat.context):
             for zmq_socket in list(context._sockets):
                 with contextlib.suppress(zmq.ZMQError):

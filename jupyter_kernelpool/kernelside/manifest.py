@@ -77,8 +77,6 @@ class Manifest:
                 self._share("socket", f"socket {_peer(fd)}", "Both would read and write on it; connect again in one.")
             elif stat.S_ISFIFO(facts.st_mode):
                 self._share("pipe", f"pipe (descriptor {fd})", "Both would read and write on it; use it in one.")
-        for path in _shared_memory():
-            self._share("memory", f"shared memory {path}", "What one writes, the other sees.")
         self._note_objects(app.shell.user_ns)
         comms = getattr(app.kernel.comm_manager, "comms", {})
         if comms:
@@ -98,7 +96,8 @@ class Manifest:
             if kind is not None:
                 found.setdefault(kind, []).append(name)
         for kind, names in found.items():
-            self._warn(kind, ", ".join(names), HINTS[kind])
+            note = self._share if kind == "memory" else self._warn
+            note(kind, ", ".join(names), HINTS[kind])
 
     def _share(self, kind: str, what: str, hint: str) -> None:
         self.shared.append({"kind": kind, "what": what, "hint": hint})
@@ -118,6 +117,9 @@ KINDS = {
     ("random", "Random"): "random",
     ("numpy", "Generator"): "random",
     ("numpy", "RandomState"): "random",
+    ("mmap", "mmap"): "memory",
+    ("multiprocessing", "SharedMemory"): "memory",
+    ("numpy", "memmap"): "memory",
     ("multiprocessing", "Pool"): "pool",
     ("concurrent", "ProcessPoolExecutor"): "pool",
     ("loky", "_ReusablePoolExecutor"): "pool",
@@ -127,6 +129,7 @@ KINDS = {
 HINTS = {
     "database": "Connections must not be used on both sides of a fork; connect again.",
     "random": "They go on identically in parent and fork; seed them anew where that is not wanted.",
+    "memory": "It is shared memory: what one writes, the other sees.",
     "pool": "Its workers are the parent's; make a new one.",
     "temporary": "It belongs to the parent, which removes it at its end.",
 }
@@ -183,13 +186,6 @@ def _native_pools(tasks: list[str], known: set[int | None]) -> Counter[str]:
             comm = file.read()
             found.update(name for name in NATIVE_POOLS if comm.startswith(name))
     return found
-
-
-def _shared_memory() -> list[str]:
-    with open("/proc/self/maps", "rb") as file:
-        fields = [line.split(None, 5) for line in file.read().split(b"\n")]
-    paths = {field[5] for field in fields if len(field) == 6 and field[1][1:4:2] == b"ws"}
-    return sorted(map(os.fsdecode, paths))
 
 
 def _peer(fd: int) -> str:

@@ -19,6 +19,8 @@ def run(settings: dict[str, Any], orders: socket.socket) -> Life:
     """Import and preload; returns the kernel that this process is to be."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        from . import parked  # noqa: F401  (a fork finds it imported)
+
         app = UnboundKernelApp.instance()
         app.prepare(settings["arguments"])
         for module in settings["preload"]:

@@ -69,7 +69,7 @@ def run(settings: dict[str, Any], orders: socket.socket, lifeline: int) -> Life:
 
 def build(settings: dict[str, Any]) -> Any:
     """Import, preload, build the shell, run the init code; raises `Unfit` when forking would not be safe."""
-    from . import rehearsal  # noqa: F401  (forks find it imported)
+    from . import parked, rehearsal  # noqa: F401  (forks find them imported)
     from .app import UnboundKernelApp
 
     import_what_a_kernel_imports_first()
@@ -109,6 +109,7 @@ def import_what_a_kernel_imports_first() -> None:
     """Import and touch what each kernel would import or compute by itself before its first reply."""
     for module in (
         "asyncio",
+        "ctypes",
         "tornado.platform.asyncio",
         "ipykernel.debugger",
         "ipykernel.inprocess.constants",

@@ -27,6 +27,7 @@ from . import app as kernel_app
 from .become import settle_random_streams, start_again
 from .endings import leave
 from .fork import carry_out, tell_unfit
+from .hazards import Libraries
 from .history import LateHistory
 from .inheritance import Inheritance
 from .lives import Life
@@ -61,6 +62,8 @@ class Warm:
         self.reseed = reseed
         self.context = inheritance.context if inheritance is not None else None
         self.parking: Parking = inheritance.parking if inheritance is not None else Parking()
+        self.libraries: Libraries = inheritance.libraries if inheritance is not None else Libraries()
+        self.never: str | None = None  # why it can't be forked
         self.uncollected: dict[int, int] = {}  # pidfd -> pid: what stood between us and our forks
 
     def run(self) -> Life | None:
@@ -93,11 +96,11 @@ class Warm:
     def start(self) -> dict[str, Any]:
         """Become an unbound kernel; what the server is told of it."""
         if self.inheritance is None:
-            forkable = why_never(self.app)
-            self.app.start_unbound(self.parking.attend if forkable is None else None)
+            self.never = why_never(self.app)
+            self.app.start_unbound(self.parking.attend if self.never is None else None)
             if self.ahead:
                 rehearse(self.app)
-            return {"forkable": forkable}
+            return {"forkable": self.never}
         try:
             start_again(self.app, self.inheritance, self.parking.attend)
             settle_random_streams(self.inheritance, fresh=self.reseed)
