@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipykernel import kernelapp
+from IPython.core import interactiveshell
 from jupyter_client.session import Session
 
 from . import endings
@@ -59,6 +60,24 @@ def settle_random_streams(past: Inheritance, *, fresh: bool) -> None:
         reseed()
     else:
         random.setstate(past.random_state)
+        _draw_no_tips_from(random)
+
+
+def _draw_no_tips_from(stream: Any) -> None:
+    """Have each `kernel_info` leave *stream* as it is: IPython 9 draws the tip in its banner from it."""
+    pick = getattr(interactiveshell, "pick_tip", None)
+    if pick is None or hasattr(pick, "stock"):
+        return
+
+    def pick_tip() -> str:
+        state = stream.getstate()
+        try:
+            return str(pick())
+        finally:
+            stream.setstate(state)
+
+    pick_tip.stock = pick  # type: ignore[attr-defined]
+    interactiveshell.pick_tip = pick_tip
 
 
 def _open_channels_again(app: UnboundKernelApp, outputs: tuple[Any, Any]) -> None:

@@ -272,8 +272,9 @@ def kp_template(kp_host: Host) -> Process:
 
 
 @pytest.fixture
-def kp_kernel(kp_template: Process) -> Kernel:
-    """A kernel that serves, a template's fork."""
+def kp_kernel(kp_template: Process) -> Iterator[Kernel]:
+    """A kernel that serves, a template's fork; it ends with all that was forked from it."""
     process = kp_template.fork(ahead=False)
     process.born()
-    return process.adopt()
+    yield process.adopt()
+    kp_template.host.drop([kp_template])

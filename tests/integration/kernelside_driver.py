@@ -42,8 +42,7 @@ class Process:
 
     def receive(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """The next message; an end of file fails the test."""
-        ready, _, _ = select.select([self.sock], [], [], timeout)
-        assert ready, f"no message from {self.pid} within {timeout} s"
+        assert readable(self.sock, timeout), f"no message from {self.pid} within {timeout} s"
         received = wire.receive(self.sock)
         assert received is not None, f"process {self.pid} let go"
         return received[0]
@@ -70,8 +69,7 @@ class Process:
 
     def gone(self) -> bool:
         """Wait for the end of file on the socket."""
-        ready, _, _ = select.select([self.sock], [], [], PATIENCE)
-        return bool(ready) and wire.receive(self.sock) is None
+        return readable(self.sock, PATIENCE) and wire.receive(self.sock) is None
 
     def adopt(self, *, keep: bool = False, identity: dict[str, Any] | None = None, **order: Any) -> Kernel:
         """Give a warm kernel an identity (that of *identity*, or a fresh one) and wait until it serves."""
@@ -239,12 +237,21 @@ class Host:
         info = {"transport": "tcp", "ip": "127.0.0.1", "key": new_id_bytes().decode(), **ports}
         return {**info, "signature_scheme": "hmac-sha256"}, listeners
 
-    def close(self) -> None:
+    def drop(self, kept: list[Process]) -> None:
+        """End every process but *kept*, and every client."""
         for client in self.clients:
             client.stop_channels()
-        self._sock.close()
         for process in self.processes:
-            process.sock.close()
+            if process not in kept:
+                process.sock.close()
+                if process.pid and process.pid not in self.exits:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+        self.clients, self.processes = [], kept
+
+    def close(self) -> None:
+        self._sock.close()
+        self.drop([])
         try:
             self._supervisor.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -255,8 +262,7 @@ class Host:
     def _answer(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
         while True:
-            ready, _, _ = select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the supervisor did not answer"
+            assert readable(self._sock, max(0.0, deadline - time.monotonic())), "the supervisor did not answer"
             received = wire.receive(self._sock)
             assert received is not None, "the supervisor is gone"
             message = received[0]
@@ -274,22 +280,29 @@ def environment(folder: Path) -> dict[str, str]:
     return {**env, "IPYTHONDIR": str(folder / "ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
+def readable(sock: socket.socket, timeout: float) -> bool:
+    """Wait until there is something to read on *sock*, or its end."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """What each descriptor of *pid* refers to."""
     found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+            found[int(link.name)] = str(link.readlink())
     return found
 
 
 def children(pid: int) -> list[str]:
     """The states of the children of *pid* (Z: a zombie)."""
     states = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[1]) == pid:
                     states.append(fields[0])
     return states
