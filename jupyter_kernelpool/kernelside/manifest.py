@@ -70,12 +70,14 @@ class Manifest:
 
     def note_what_is_shared(self, app: Any, ours: set[int]) -> None:
         """In the child, once it has shed what is not its own. *ours* are descriptors of this extension's."""
+        pipes = set()
         for fd, facts in open_descriptors().items():
             if fd < FIRST_OF_USER or fd in ours:
                 continue
             if stat.S_ISSOCK(facts.st_mode):
                 self._share("socket", f"socket {_peer(fd)}", "Both would read and write on it; connect again in one.")
-            elif stat.S_ISFIFO(facts.st_mode):
+            elif stat.S_ISFIFO(facts.st_mode) and facts.st_ino not in pipes:
+                pipes.add(facts.st_ino)
                 self._share("pipe", f"pipe (descriptor {fd})", "Both would read and write on it; use it in one.")
         self._note_objects(app.shell.user_ns)
         comms = getattr(app.kernel.comm_manager, "comms", {})
@@ -93,7 +95,7 @@ class Manifest:
         for name, value in list(namespace.items()):
             owner = type(value)
             kind = KINDS.get((owner.__module__.partition(".")[0], owner.__name__))
-            if kind is not None:
+            if kind is not None and not _is_in_memory(value):
                 found.setdefault(kind, []).append(name)
         for kind, names in found.items():
             note = self._share if kind == "memory" else self._warn
@@ -186,6 +188,14 @@ def _native_pools(tasks: list[str], known: set[int | None]) -> Counter[str]:
             comm = file.read()
             found.update(name for name in NATIVE_POOLS if comm.startswith(name))
     return found
+
+
+def _is_in_memory(value: Any) -> bool:
+    """Whether *value* is a connection to a SQLite database that has no file."""
+    try:
+        return not any(row[2] for row in value.execute("PRAGMA database_list"))
+    except Exception:  # no such connection, or one that is closed or another thread's
+        return False
 
 
 def _peer(fd: int) -> str:

@@ -87,8 +87,8 @@ def test_siblings_from_one_parked_process_share_no_file_position(kp_kernel: Kern
 def test_what_was_written_and_not_flushed_is_written_once(kp_kernel: Kernel, tmp_path: Path) -> None:
     plain, hidden = tmp_path / "plain", tmp_path / "hidden"
     kp_kernel.run(
-        f"f = open({str(plain)!r}, 'w'); f.write('once\\n')\n"
-        f"box = [open({str(hidden)!r}, 'w')]; box[0].write('once\\n')"
+        f"f = open({str(plain)!r}, 'a'); f.write('once\\n')\n"
+        f"box = [open({str(hidden)!r}, 'a')]; box[0].write('once\\n')"
     )
     fork = kp_kernel.fork()
     fork.run("f.flush(); box[0].flush()")
@@ -165,9 +165,16 @@ def test_history_that_was_not_open_yet_is_no_trouble(kp_template: Process) -> No
     process = kp_template.fork(ahead=False)
     process.born()
     kernel = process.adopt()
+    kernel.run("'not written yet'")
     fork = kernel.fork()  # within the moment that the history waits before it opens
-    for one in (fork, kernel):
-        assert int(one.run("print(get_ipython().history_manager.session_number)")) > 0
+    ask = "print(get_ipython().history_manager.session_number)"
+    forks, parents = (int(one.run(ask)) for one in (fork, kernel))
+    assert (fork.shutdown(), kernel.shutdown()) == (0, 0)
+    file = kernel.host.folder / "ipython" / "profile_default" / "history.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT session FROM history WHERE source LIKE '%not written%' AND session >= ?",
+                                (min(forks, parents),)).fetchall()  # fmt: skip
+    assert rows == [(parents,)]
 
 
 def test_output_of_a_fork_never_reaches_the_parents_clients(kp_kernel: Kernel) -> None:
