@@ -23,11 +23,12 @@ Places = dict[int, tuple[os.stat_result, int]]
 def places(found: dict[int, os.stat_result]) -> Places:
     """Where each regular file among *found* stands; the standard streams and their copies are left out."""
     streams = {(facts.st_dev, facts.st_ino) for fd, facts in found.items() if fd < FIRST_OF_USER}
-    return {
-        fd: (facts, os.lseek(fd, 0, os.SEEK_CUR))
-        for fd, facts in found.items()
-        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in streams
-    }
+    noted = {}
+    for fd, facts in found.items():
+        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in streams:
+            with contextlib.suppress(OSError):  # another thread closed it
+                noted[fd] = (facts, os.lseek(fd, 0, os.SEEK_CUR))
+    return noted
 
 
 def reopen(noted: Places) -> list[int]:
@@ -118,4 +119,7 @@ def _is_written(fd: int, facts: os.stat_result) -> bool:
     """Whether *fd* is a regular file or pipe that is open for writing."""
     if not (stat.S_ISREG(facts.st_mode) or stat.S_ISFIFO(facts.st_mode)):
         return False
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:  # another thread closed it
+        return False

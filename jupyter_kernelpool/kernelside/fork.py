@@ -43,33 +43,45 @@ def fork_orphan() -> bool:
 
 
 def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
-    """Fork the live *kernel* as *order* says; in the fork, its life; in the kernel None, and the server is told."""
+    """Fork the live *kernel* as *order* says; in the fork, its life; in the kernel None, and the server is told.
+
+    Whatever goes wrong, the kernel goes on.
+    """
+    try:
+        inheritance = _get_ready(kernel)
+        child = _fork()
+    except hazards.Refused as refusal:
+        _refuse(kernel, order, refusal)
+    except OSError as error:
+        reason = f"The operating system could not fork it: {error.strerror or error}."
+        _refuse(kernel, order, hazards.Refused("fork_failed", reason, "Free memory, or raise the limits."))
+    except Exception as error:
+        kernel.app.log.exception("This kernel could not be forked")
+        reason = f"It could not be made ready for a fork: {type(error).__name__}: {error}."
+        _refuse(kernel, order, hazards.Refused("fork_failed", reason, "The server's log has the details."))
+    else:
+        if not child:
+            return _be_born(kernel, order, inheritance)
+        os.close(order.fd)
+        loop: Any = kernel.app.io_loop
+        collect_later(child, loop.asyncio_loop, inheritance.uncollected)
+        kernel.tell(event="parked", id=order.number, seconds=time.monotonic() - kernel.parking.stopped_at)
+    return None
+
+
+def _get_ready(kernel: Warm) -> Inheritance:
+    """All that has to be done before the fork. Raises `Refused` where it would be wrong."""
     app: Any = kernel.app
     if kernel.never is not None:
-        _refuse(kernel, order, hazards.Refusal("unsupported", kernel.never, ""))
-        return None
+        raise hazards.Refused("unsupported", kernel.never, "")
     libraries = kernel.libraries.paths()
-    refusal = hazards.why_not(libraries, getattr(app.kernel, "debugger", None))
-    if refusal is not None:
-        _refuse(kernel, order, refusal)
-        return None
+    hazards.refuse_if_wrong(libraries, getattr(app.kernel, "debugger", None))
     inheritance = Inheritance(kernel)
     inheritance.manifest.note_openmp(hazards.put_openmp_threads_away(libraries))
     opened = inheritance.files_of_user()
     files.flush(opened, app.shell.user_ns)
     inheritance.places = files.places(opened)
-    try:
-        child = _fork()
-    except OSError as error:
-        reason = f"The operating system could not fork it: {error.strerror or error}."
-        _refuse(kernel, order, hazards.Refusal("fork_failed", reason, "Free memory, or raise the limits."))
-        return None
-    if child:
-        os.close(order.fd)
-        collect_later(child, app.io_loop.asyncio_loop, inheritance.uncollected)
-        kernel.tell(event="parked", id=order.number, seconds=time.monotonic() - kernel.parking.stopped_at)
-        return None
-    return _be_born(kernel, order, inheritance)
+    return inheritance
 
 
 def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict[int, int]) -> None:
@@ -87,7 +99,7 @@ def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict
     loop.add_reader(pidfd, collect)
 
 
-def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refusal) -> None:
+def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refused) -> None:
     os.close(order.fd)
     kernel.tell(event="park_failed", id=order.number, code=refusal.code, reason=refusal.reason, hint=refusal.hint)
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 import posix
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 CUDA_ERROR_NOT_INITIALIZED = 3
@@ -21,13 +20,14 @@ OMP_PAUSE_HARD = 2
 OPENMP = ("libgomp", "libomp", "libiomp")
 
 
-@dataclass
-class Refusal:
+class Refused(Exception):
     """Why a kernel is not forked; *code* for programs, *reason* and *hint* for people."""
 
-    code: str
-    reason: str
-    hint: str
+    def __init__(self, code: str, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.hint = hint
 
 
 class Libraries:
@@ -74,21 +74,20 @@ def _loads_so_far() -> int:
     return adds[0]
 
 
-def why_not(libraries: list[str], debugger: Any = None) -> Refusal | None:
-    """What speaks against forking this process now, or None. *debugger* is the kernel's."""
+def refuse_if_wrong(libraries: list[str], debugger: Any = None) -> None:
+    """Raise `Refused` if a fork of this process would be wrong now. *debugger* is the kernel's."""
     if os.fork is not posix.fork or getattr(debugger, "debugpy_initialized", False):
-        return Refusal(
+        raise Refused(
             "debugger",
             "A debugger has attached to this kernel; it has replaced os.fork and runs threads of its own.",
             "Restart the kernel without the debugger, then fork it.",
         )
     if cuda_is_initialised(libraries):
-        return Refusal(
+        raise Refused(
             "cuda",
             "CUDA is initialised in this kernel, and does not survive a fork.",
             "Fork before the first use of the GPU, or keep GPU work in a process of its own.",
         )
-    return None
 
 
 def cuda_is_initialised(libraries: list[str], load: Callable[[str], Any] | None = None) -> bool:

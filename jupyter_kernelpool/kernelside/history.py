@@ -60,7 +60,8 @@ def cut_history(history: Any, kept: list[Any]) -> None:
     for name in READS_OR_ENDS:
         vars(history).pop(name, None)
     if str(history.hist_file) != ":memory:":
-        close_all_of(str(history.hist_file))
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            close_all_of(f"{history.hist_file}{suffix}")
     history.enabled = False
     history.db = DummyDB()
     history.save_thread = None

@@ -44,7 +44,6 @@ class Parking:
         self._orders: socket.socket | None = None
         self._poll = select.poll()
         self._pid = os.getpid()
-        self._cell_over = False
         self._hooked = False
         self._turnstile = Turnstile(self._message_over)
 
@@ -61,7 +60,8 @@ class Parking:
             stock()
             if threading.get_ident() == main:  # else it is a subshell's
                 self.context = copy_context()
-                self._cell_over = kernel.get_parent("shell")["header"]["msg_type"] == "execute_request"
+                if kernel.get_parent("shell")["header"]["msg_type"] == "execute_request":
+                    self._cell_over()
 
         kernel.post_handler_hook = post_handler_hook
 
@@ -107,31 +107,38 @@ class Parking:
     def _readable(self) -> None:
         self._read()
         if any(not order.after_cell for order in self._armed) and self._turnstile.shut():
-            self._call(cell_over=False)
+            self._call()
 
     def _message_over(self) -> bool:
         """Whether the main shell has to stand still now; asked by the turnstile."""
-        if self._orders is None or os.getpid() != self._pid:  # not serving yet, or the user's own fork
-            return False
-        cell_over, self._cell_over = self._cell_over, False
-        if self._poll.poll(0):
-            self._read()
-        return bool(self._armed) and self._call(cell_over)
+        self._read()
+        return bool(self._armed) and self._call()
 
-    def _call(self, cell_over: bool) -> bool:
-        """Choose what is due and stop the loop for it; false if nothing is."""
+    def _cell_over(self) -> None:
+        """A cell has run, and nobody was told yet: the first order that waits for one is due after it.
+
+        What comes later is meant for the next cell, since who gave it may have seen this one's end.
+        """
+        self._read()
+        for order in self._armed:
+            if order.after_cell:
+                order.after_cell = False
+                return
+
+    def _call(self) -> bool:
+        """Stop the loop for what is due; false if nothing is."""
         due = [order for order in self._armed if not order.after_cell]
-        if cell_over:
-            due += [order for order in self._armed if order.after_cell][:1]
         if not due:
             return False
-        self._armed = [order for order in self._armed if order not in due]
+        self._armed = [order for order in self._armed if order.after_cell]
         self._due += due
         self.stopped_at = time.monotonic()
         asyncio.get_running_loop().stop()
         return True
 
     def _read(self) -> None:
+        if os.getpid() != self._pid:  # the user's own fork
+            return
         while self._orders is not None and self._poll.poll(0):
             try:
                 received = wire.receive(self._orders)

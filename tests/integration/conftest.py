@@ -260,7 +260,8 @@ def kp_server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPa
 def kp_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A supervisor without a server, shared by a module's tests."""
     folder = tmp_path_factory.mktemp("host")
-    host = Host(folder, environment(folder))
+    # Another environment's kernels (an older ipykernel's, say) can be tried by naming their interpreter.
+    host = Host(folder, environment(folder), os.environ.get("KP_KERNEL_PYTHON", sys.executable))
     yield host
     host.close()
 

@@ -306,6 +306,17 @@ def test_refused_fork_of_the_operating_system_harms_nothing(kp_kernel: Kernel) -
     assert kp_kernel.fork().run("print(x)") == "1"
 
 
+def test_failure_before_the_fork_harms_nothing(kp_kernel: Kernel) -> None:
+    kp_kernel.run(
+        "import sys\nfiles = sys.modules['_jupyter_kernelpool.files']; kept = files.flush; files.flush = None"
+    )
+    kp_kernel.order_park()
+    answer = kp_kernel.process.expect("park_failed")
+    assert (answer["code"], "TypeError" in answer["reason"]) == ("fork_failed", True)
+    kp_kernel.run("files.flush = kept; x = 1")
+    assert kp_kernel.fork().run("print(x)") == "1"
+
+
 def test_comms_are_kept_and_speak_to_the_forks_clients(kp_kernel: Kernel) -> None:
     kp_kernel.run("from comm import create_comm; c = create_comm(target_name='t'); heard = []; c.on_msg(heard.append)")
     identifier = kp_kernel.run("print(c.comm_id)")

@@ -36,20 +36,20 @@ def test_cuda_counts_once_it_is_initialised(libraries: list[str], answer: int, i
 
 
 def test_nothing_speaks_against_a_plain_process() -> None:
-    assert hazards.why_not([]) is None
+    hazards.refuse_if_wrong([])
 
 
 def test_replaced_fork_is_a_debuggers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", lambda: 0)
-    refusal = hazards.why_not([])
-    assert refusal is not None
-    assert refusal.code == "debugger"
+    with pytest.raises(hazards.Refused) as refused:
+        hazards.refuse_if_wrong([])
+    assert refused.value.code == "debugger"
 
 
 def test_debugger_that_began_is_a_reason() -> None:
-    refusal = hazards.why_not([], SimpleNamespace(debugpy_initialized=True))
-    assert refusal is not None
-    assert refusal.code == "debugger"
+    with pytest.raises(hazards.Refused) as refused:
+        hazards.refuse_if_wrong([], SimpleNamespace(debugpy_initialized=True))
+    assert refused.value.code == "debugger"
 
 
 def test_library_that_is_loaded_later_is_noticed(tmp_path: Path) -> None:
