@@ -115,7 +115,7 @@ class Parking:
         return bool(self._armed) and self._call()
 
     def _cell_over(self) -> None:
-        """A cell has run, and nobody was told yet: the first order that waits for one is due after it.
+        """A cell has run, and its idle status is not told yet: the first order that waits for one is due after it.
 
         What comes later is meant for the next cell, since who gave it may have seen this one's end.
         """
