@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,27 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 
 
+NODELAY = '''
+"""A server extension: stock's websocket, with TCP_NODELAY and nothing else of ours."""
+
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+
+def _jupyter_server_extension_points():
+    return [{"module": "kp_bench_nodelay"}]
+
+
+def _load_jupyter_server_extension(app):
+    stock = ZMQChannelsWebsocketConnection.connect
+
+    def connect(self):
+        self.websocket_handler.set_nodelay(True)
+        return stock(self)
+
+    ZMQChannelsWebsocketConnection.connect = connect
+'''
+
+
 @dataclass(frozen=True)
 class Variant:
     """A way to start a server: whether our extension is enabled, and with which options."""
@@ -38,10 +59,13 @@ class Variant:
     options: tuple[str, ...] = ()
     warm: int | None = None
     """Warm kernels to wait for; None: as many as the pool wants."""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    """Further server extensions: module name → source."""
 
 
 VARIANTS: Mapping[str, Variant] = {
     "stock": Variant(extension=False),
+    "nodelay": Variant(extension=False, extensions={"kp_bench_nodelay": NODELAY}),
     "ours": Variant(extension=True),
     "ours+preload": Variant(extension=True, options=("--KernelPool.preload=numpy", "--KernelPool.preload=pandas")),
     # Machines are always busier than 0: nothing is made ahead of demand, while the template lives.
@@ -74,7 +98,7 @@ async def start_server(
     how = VARIANTS[variant]
     with tempfile.TemporaryDirectory(prefix="kp-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        environment = _make_home(home, how, extensions or {})
+        environment = _make_home(home, how, {**how.extensions, **(extensions or {})})
         port, token = _find_port(), secrets.token_hex(16)
         log = home / "server.log"
         with log.open("wb") as output:

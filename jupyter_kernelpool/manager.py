@@ -99,6 +99,21 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     pre_start_kernel: Any = _async_pre_start_kernel
 
+    async def _async_post_start_kernel(self, **kw: Any) -> None:
+        """As stock, but the control socket is left to whoever first needs it: stock connects it there, too."""
+        if self.pooled is None or self.pooled.claimed is None:
+            await super()._async_post_start_kernel(**kw)
+            return
+        self.start_restarter()
+        await self.pooled.post_launch(**kw)
+
+    post_start_kernel: Any = _async_post_start_kernel
+
+    def _reconcile_connection_info(self, info: Any) -> None:
+        """As stock, which reads the file again; what a claim goes by was just written to it."""
+        if self.pooled is None or self.pooled.claimed is None or info != self.get_connection_info():
+            super()._reconcile_connection_info(info)
+
     async def _async_finish_shutdown(
         self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
     ) -> None:

@@ -333,30 +333,46 @@ class KernelPool(LoggingConfigurable):
         pool = self.recipe_pool(request)
         return pool if pool is not None and pool.recipe.adoptable else None
 
-    async def claim(self, pool: RecipePool, request: Request, identity: Identity) -> Process | None:
+    def begin_claim(self, pool: RecipePool, request: Request, identity: Identity) -> Process | None:
+        """Tell a warm kernel at once who it is, if there is one; `claim` is then awaited with it.
+
+        Called from `PoolProvisioner.pre_launch`: the kernel adopts while the server writes the connection file.
+        """
+        if not pool.warm or pool.stale:
+            return None
+        process = pool.take()
+        return process if process is not None and self._offer(process, request, identity) else None
+
+    async def claim(
+        self, pool: RecipePool, request: Request, identity: Identity, begun: Process | None = None
+    ) -> Process | None:
         """Hand over a kernel of *pool* that has taken *identity*, or None: then start it cold.
 
-        Called from `PoolProvisioner.launch_kernel`. Never raises for a failure of ours: it is counted, noted
-        in the recipe's `last_error`, logged once, and answered None. If cancelled, a kernel that was not
-        told its identity stays warm; one that was is ended, and replaced.
+        Called from `PoolProvisioner.launch_kernel`, with what `begin_claim` gave. Never raises for a failure of
+        ours: it is counted, noted in the recipe's `last_error`, logged once, and answered None. If cancelled, a
+        kernel that was not told its identity stays warm; one that was is ended, and replaced.
         """
         began = time.monotonic()
-        if pool.stale:
+        if begun is None and pool.stale:
             self._cold(pool)
             return None
         for _ in range(CLAIM_ATTEMPTS):
             outcome = "hit"
-            process = pool.take()
+            process, begun = begun, None
             if process is None:
-                if not pool.worth_waiting:
-                    break
-                outcome = "forked"
-                self.wake.set()
-                try:
-                    process = await pool.wait(self.claim_timeout)
-                except (LaunchFailed, SupervisorGone):
-                    break
-            if not await self._adopt(process, request, identity):
+                process = pool.take()
+                if process is None:
+                    if not pool.worth_waiting:
+                        break
+                    outcome = "forked"
+                    self.wake.set()
+                    try:
+                        process = await pool.wait(self.claim_timeout)
+                    except (LaunchFailed, SupervisorGone):
+                        break
+                if not self._offer(process, request, identity):
+                    continue
+            if not await self._adopts(process, request):
                 continue
             seconds = time.monotonic() - began
             pool.hits += 1
@@ -386,7 +402,8 @@ class KernelPool(LoggingConfigurable):
         self.wake.set()
         return process
 
-    async def _adopt(self, process: Process, request: Request, identity: Identity) -> bool:
+    def _offer(self, process: Process, request: Request, identity: Identity) -> bool:
+        """Make *process* the owner's and tell it so; false if it ended before."""
         if process.record.state is not State.WARM:
             return False  # it ended on its way from the launch to here
         process.record.kernel_id = request.kernel_id
@@ -400,15 +417,26 @@ class KernelPool(LoggingConfigurable):
             "env": dict(request.environment),
         }
         try:
-            await process.adopt(order, identity.listeners)
+            process.offer(order, identity.listeners)
         except LaunchFailed as error:
-            self.log.warning("Kernel %s: a warm kernel could not be adopted: %s", request.kernel_id, error)
-            process.discard("not adopted")
+            self._not_adopted(process, request, error)
+            return False
+        return True
+
+    async def _adopts(self, process: Process, request: Request) -> bool:
+        try:
+            await process.adopted()
+        except LaunchFailed as error:
+            self._not_adopted(process, request, error)
             return False
         except BaseException:
             process.discard("the claim was cancelled")
             raise
         return True
+
+    def _not_adopted(self, process: Process, request: Request, error: LaunchFailed) -> None:
+        self.log.warning("Kernel %s: a warm kernel could not be adopted: %s", request.kernel_id, error)
+        process.discard("not adopted")
 
     def _cold(self, pool: RecipePool) -> None:
         pool.misses += 1

@@ -49,6 +49,8 @@ class PoolProvisioner(LocalProvisioner):
         self._asked: Request | None = None
         self._recipe_pool: RecipePool | None = None
         self._whole: Process | None = None
+        self._begun: Process | None = None
+        self._launched = False
         self._tracked_pid = 0
 
     # -- launching ----------------------------------------------------------------------------------
@@ -67,9 +69,14 @@ class PoolProvisioner(LocalProvisioner):
             if self._recipe_pool is not None:
                 if self.identity.bind():
                     self.ports_cached = True
+                    self._begin_claim()
             elif not manager._connection_file_written:
                 await self._take_whole(self._asked)
-        prepared = await super().pre_launch(**kwargs)
+        try:
+            prepared = await super().pre_launch(**kwargs)
+        except BaseException:
+            self._abandon()
+            raise
         self.pool.supervision.guard([manager.connection_file, *self.identity.ipc_paths()])
         return prepared
 
@@ -87,8 +94,9 @@ class PoolProvisioner(LocalProvisioner):
                 self._take_over(process, kwargs.get("cwd"))
                 process.serving.add_done_callback(lambda done: self._serving(done, process, began))
         except BaseException:
-            self.pool.user_start_ended(self.kernel_id)
+            self._abandon()
             raise
+        self._launched = True
         return self.connection_info
 
     def _request(self, kwargs: dict[str, Any]) -> Request | None:
@@ -114,17 +122,52 @@ class PoolProvisioner(LocalProvisioner):
             transport=manager.transport,
         )
 
+    def _begin_claim(self) -> None:
+        """Let a warm kernel adopt while stock's `pre_launch` goes on; not where that makes keys first."""
+        assert self._asked is not None
+        assert self._recipe_pool is not None
+        manager: Any = self.parent
+        if self._is_encrypted():
+            return
+        self.pool.user_start_began(self.kernel_id)
+        adoption = self._adoption(manager.get_connection_info(), manager.format_kernel_cmd())
+        self._begun = self.pool.begin_claim(self._recipe_pool, self._asked, adoption)
+
+    def _abandon(self) -> None:
+        """The start failed: let go of what was taken for it, and of the identity too if no kernel ever had it.
+
+        Nobody calls `cleanup` for a kernel that did not start; the listeners of one that did not come back after
+        a restart stay, since the restarter tries again.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.discard("the start failed")
+        self.pool.user_start_ended(self.kernel_id)
+        if not self._launched:
+            manager: Any = self.parent
+            manager.cleanup_connection_file()
+            self._let_identity_go()
+
+    def _let_identity_go(self) -> None:
+        manager: Any = self.parent
+        self.pool.supervision.release([manager.connection_file, *self.identity.ipc_paths()])
+        self.identity.close()
+
     async def _claim(self, cmd: list[str]) -> Process | None:
         if self._asked is None or self._recipe_pool is None or not self.identity.bound:
             return None
+        begun, self._begun = self._begun, None
+        return await self.pool.claim(self._recipe_pool, self._asked, self._adoption(self.connection_info, cmd), begun)
+
+    def _adoption(self, connection_info: KernelConnectionInfo, cmd: list[str]) -> Adoption:
+        assert self._recipe_pool is not None
         command = self._recipe_pool.recipe.command
         assert command is not None
         manager: Any = self.parent
-        info = {**self.connection_info, "key": _text(self.connection_info["key"])}
-        path = os.path.realpath(manager.connection_file)  # noqa: ASYNC240 (as stock does: format_kernel_cmd)
+        info = {**connection_info, "key": _text(connection_info["key"])}
+        path = os.path.realpath(manager.connection_file)  # as stock does: format_kernel_cmd
         arguments = [path if part == CONNECTION_FILE else part for part in command.arguments]
-        identity = Adoption(info, path, self.identity.descriptors(), cmd, arguments)
-        return await self.pool.claim(self._recipe_pool, self._asked, identity)
+        return Adoption(info, path, self.identity.descriptors(), cmd, arguments)
 
     async def _take_whole(self, request: Request) -> None:
         """Take over the connection of a warm kernel of another kind, before stock writes the file."""
@@ -144,10 +187,12 @@ class PoolProvisioner(LocalProvisioner):
     def _may_be_whole(self) -> bool:
         """Whether this id is to have the connection that `WholeLauncher` gives: tcp on localhost, in the clear."""
         manager: Any = self.parent
+        return bool(manager.transport == "tcp" and manager.ip == localhost() and not self._is_encrypted())
+
+    def _is_encrypted(self) -> bool:
+        manager: Any = self.parent
         encrypts = getattr(manager, "transport_encryption", "disabled") != "disabled"  # jupyter_client >= 8.9
-        if encrypts and manager._kernel_supports_curve_encryption():
-            return False
-        return bool(manager.transport == "tcp" and manager.ip == localhost())
+        return bool(encrypts and manager._kernel_supports_curve_encryption())
 
     async def _launch_cold(self, cmd: list[str], kwargs: dict[str, Any]) -> None:
         self.identity.release()
@@ -236,9 +281,7 @@ class PoolProvisioner(LocalProvisioner):
         await super().cleanup(restart=restart)
         self._note_end(None)
         if not restart:
-            manager: Any = self.parent
-            self.pool.supervision.release([manager.connection_file, *self.identity.ipc_paths()])
-            self.identity.close()
+            self._let_identity_go()
             self.pool.user_start_ended(self.kernel_id)
 
     def _note_end(self, code: int | None) -> None:

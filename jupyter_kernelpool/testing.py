@@ -132,9 +132,12 @@ class FakeProcess(Process):
         self.signals: list[int] = []
         self.order: dict[str, Any] | None = None
 
-    async def adopt(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
-        """Note *order*, and do the next of the script's *adoptions*."""
+    def offer(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
+        """Note *order*."""
         self.order = order
+
+    async def adopted(self) -> None:
+        """Do the next of the script's *adoptions*."""
         if await self.script.play(self.script.adoptions) is Outcome.DIE:
             self.die()
         if not self.alive:

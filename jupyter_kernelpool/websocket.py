@@ -1,4 +1,5 @@
-"""The websocket edge: no Nagle's algorithm between kernel and client, and no poll for a kernel just claimed.
+"""The websocket edge: no Nagle's algorithm between kernel and client, no poll for a kernel just claimed, and
+nothing lost right after a restart.
 
 Upstream workaround: jupyter_server never sets TCP_NODELAY on kernel websockets, so the second of two small
 messages waits for the delayed acknowledgement of the first (40 ms on Linux). tornado sets it for HTTP
@@ -14,21 +15,71 @@ from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from jupyter_kernelpool.launchers.base import Process
+
+PROBE_EVERY = 0.02
+HOLD_TIMEOUT = 2.0
+
 
 class Prompt:
-    """Mixin over any kernel websocket connection class of jupyter_server's."""
+    """Mixin over any kernel websocket connection class of jupyter_server's.
+
+    After a restart the client's ZeroMQ sockets reconnect to the successor within milliseconds, and what that
+    publishes before they have is lost. So what a client sends meanwhile is held until its iopub is heard.
+    """
 
     websocket_handler: Any
     kernel_manager: Any
+    session: Any
+    channels: Any
+    kernel_info_timeout: float
+    kernel_id: str
+    log: Any
+    _subscribed: Any = None  # the process that this connection's iopub is known to hear
+    _held: list[Any]
+    _probes: list[str]
+    _echo: asyncio.Future[None] | None = None
+    _delivery: asyncio.Task[None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held = []
+        self._probes = []
 
     def connect(self) -> Any:
         """Called by the websocket handler once the connection is open; it awaits what this returns."""
         self.websocket_handler.set_nodelay(True)
-        provisioner = getattr(self.kernel_manager, "pooled", None)
-        process = provisioner.claimed if provisioner is not None else None
-        if process is None or process.serving.done():
+        process = self._process()
+        self._subscribed = process  # stock's nudge in `connect` ends when iopub is heard
+        if not isinstance(process, Process) or process.serving.done():
             return super().connect()  # type: ignore[misc]
         return asyncio.ensure_future(self._connect_once(process.serving))
+
+    def nudge(self) -> Any:
+        """As stock, the future that is done when iopub is heard; but a kernel of the pool is known to serve.
+
+        So one request on control is enough, which its main thread need not answer, repeated soon if it came
+        before the subscription did; stock asks on shell and control, and again after half a second.
+        """
+        process = self._process()
+        if not isinstance(process, Process) or self.kernel_manager.execution_state == "busy":
+            return super().nudge()  # type: ignore[misc]
+        return asyncio.ensure_future(self._hear(process))
+
+    def handle_incoming_message(self, incoming_msg: Any) -> None:
+        """As stock; held first while a restart is under way."""
+        if not self._held and self._hears(self._process()):
+            super().handle_incoming_message(incoming_msg)  # type: ignore[misc]
+            return
+        self._held.append(incoming_msg)
+        if self._delivery is None or self._delivery.done():
+            self._delivery = asyncio.ensure_future(self._deliver_held())
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        """As stock, but for what our own probes bring."""
+        if self._probes and getattr(stream, "channel", stream) == "iopub" and self._is_echo(outgoing_msg):
+            return
+        super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
 
     async def _connect_once(self, serving: asyncio.Future[None]) -> None:
         """Wait the few milliseconds that a claimed kernel needs to serve; stock would look again after 50."""
@@ -36,6 +87,76 @@ class Prompt:
             await asyncio.shield(serving)
         if self.websocket_handler.ws_connection is not None:
             await super().connect()  # type: ignore[misc]
+
+    def _process(self) -> Any:
+        """The process behind the kernel; None during a restart, or where the kernel is not of our manager."""
+        provisioner = getattr(self.kernel_manager, "pooled", None)
+        return provisioner.process if provisioner is not None else None
+
+    def _hears(self, process: Any) -> bool:
+        if getattr(self.kernel_manager, "pooled", None) is None:
+            return True
+        if isinstance(process, Process):
+            return process is self._subscribed and process.alive
+        return process is not None  # one that stock started: as slow to come back as stock's
+
+    async def _deliver_held(self) -> None:
+        with contextlib.suppress(TimeoutError):  # a kernel that is dead or silent gets it nevertheless, as with stock
+            async with asyncio.timeout(HOLD_TIMEOUT):
+                while not self._hears(process := self._process()):
+                    if isinstance(process, Process) and process.alive:
+                        await self._probe(process)
+                        self._subscribed = process
+                    else:
+                        await asyncio.sleep(PROBE_EVERY)
+        self._subscribed = self._process()
+        held, self._held = self._held, []
+        for message in held:
+            super().handle_incoming_message(message)  # type: ignore[misc]
+
+    async def _hear(self, process: Process) -> None:
+        """Wait until the iopub of this new connection brings something."""
+        iopub = self.channels["iopub"]
+        heard = asyncio.get_running_loop().create_future()
+        iopub.on_recv(lambda _: None if heard.done() else heard.set_result(None))
+        try:
+            async with asyncio.timeout(self.kernel_info_timeout):
+                await self._ask_until(heard, process)
+        except TimeoutError:
+            self.log.warning("Kernel %s is not heard on iopub; its websocket opens nevertheless", self.kernel_id)
+        finally:
+            if not iopub.closed():
+                iopub.stop_on_recv()
+
+    async def _probe(self, process: Process) -> None:
+        """Ask *process* for its info until our iopub hears that it answers."""
+        with contextlib.suppress(Exception):  # it ended: the next turn of the loop sees that
+            await asyncio.shield(process.serving)
+        self._echo = asyncio.get_running_loop().create_future()
+        await self._ask_until(self._echo, process)
+
+    async def _ask_until(self, heard: asyncio.Future[None], process: Process) -> None:
+        """Send `kernel_info_request`s on a control channel of their own until *heard* is done."""
+        if heard.done():
+            return
+        control = self.kernel_manager.connect_control()
+        try:
+            while not heard.done() and process.alive and self.channels:
+                self._probes.append(self.session.send(control, "kernel_info_request")["header"]["msg_id"])
+                await asyncio.wait([heard], timeout=PROBE_EVERY)
+        finally:
+            control.close()
+
+    def _is_echo(self, outgoing_msg: list[Any]) -> bool:
+        _, parts = self.session.feed_identities(outgoing_msg)
+        probe = self.session.unpack(parts[2]).get("msg_id")
+        if probe not in self._probes:
+            return False
+        if self._echo is not None and not self._echo.done():
+            self._echo.set_result(None)
+        ended = self.session.unpack(parts[4]).get("execution_state") == "idle"
+        del self._probes[: self._probes.index(probe) + ended]
+        return True
 
 
 class PooledWebsocketConnection(Prompt, ZMQChannelsWebsocketConnection):

@@ -44,16 +44,15 @@ async def measure_imports(run: Run) -> list[Row]:
 
 async def _measure(run: Run, name: str, variant: str, cell: Cell) -> list[Row]:
     rows: list[Row] = []
-    async with run.servers("stock", variant) as (stock, ours):
-        # The floor: a kernel that runs and has imported already, on our server, whose websockets
-        # have TCP_NODELAY.
-        ready = await ours.client.start_session()
+    async with run.servers("stock", variant, "nodelay") as (stock, ours, floor):
+        # The floor: a kernel that runs and has imported already, and stock's websocket with TCP_NODELAY.
+        ready = await floor.client.start_session()
         take: dict[str, Callable[[], Awaitable[Row]]] = {
             "stock": lambda: start(stock, cell),
             "ours": lambda: start(ours, cell),
-            "floor": lambda: attach(ours.client, ready.kernel_id, cell),
+            "floor": lambda: attach(floor.client, ready.kernel_id, cell),
         }
-        for side in take:  # once unmeasured: files read, profile folders made
+        for side in take:  # once unmeasured: files read, profile folders made, the floor's imports done
             await run.sample(-1, side, take[side], (stock, ours))
         for number, sides in take_turns(list(take), run.rounds):
             rows += [await run.sample(number, side, take[side], (stock, ours)) for side in sides]

@@ -21,6 +21,8 @@ from typing import Any
 import zmq
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
+from jupyter_client.session import new_id
 
 from .history import LateHistory, without_history
 from .machinery import Machinery
@@ -76,6 +78,8 @@ class UnboundKernelApp(IPKernelApp):
     _module_files: list[str] | None = None
     _patched_once = False
     machinery: Machinery
+    _complete = False
+    _binding: list[Any]
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity
@@ -114,6 +118,21 @@ class UnboundKernelApp(IPKernelApp):
             for extension in self.default_extensions:
                 self.shell.extension_manager.load_extension(extension)
 
+    def complete_shell(self) -> None:
+        """Do beforehand what `finish_shell` need not do again, where the configuration has nothing run at start.
+
+        Called when preloads and init code are done: what the namespace holds by then is not the user's.
+        """
+        options = (self.extensions, self.extra_extensions, self.exec_lines, self.exec_files, self.code_to_run)
+        self.session  # noqa: B018  (made here; `own_session` makes it a fork's own)
+        plain = not any((*options, self.file_to_run, self.module_to_run, self.gui, self.pylab, self.matplotlib))
+        self._complete = plain and self._module_files is not None and not self.config.get("StoreMagics")
+        if self._complete:
+            shell: Any = self.shell
+            if self.hide_initial_ns:
+                shell.user_ns_hidden.update(shell.user_ns)
+            shell._sys_modules_keys = set(sys.modules.keys())
+
     def start_unbound(self, attend: Callable[[Any], None] | None = None) -> None:
         """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs.
 
@@ -121,6 +140,7 @@ class UnboundKernelApp(IPKernelApp):
         """
         prebuilt = self.shell
         self.machinery = Machinery()
+        self.own_session()
         self.open_channels()
         self.init_signal()
         if prebuilt is None:
@@ -140,11 +160,12 @@ class UnboundKernelApp(IPKernelApp):
     def open_channels(self) -> None:
         """Make the context, the sockets and the streams that stand for stdout and stderr."""
         # "running over TCP" would be said before it is known. Not by `log_level`: setting that takes 4 ms.
-        disabled, self.log.disabled = self.log.disabled, True
+        logger = getattr(self.log, "logger", self.log)
+        logger.disabled = True
         try:
             self.init_sockets()
         finally:
-            self.log.disabled = disabled
+            logger.disabled = False
         self.heartbeat = HandedHeartbeat()
         self.heartbeat.start()
         self.init_io()
@@ -159,6 +180,13 @@ class UnboundKernelApp(IPKernelApp):
         """As stock, once a process: it adds a handler."""
         if not self._patched_once:
             super().configure_tornado_logger()
+
+    def own_session(self) -> None:
+        """Make the template's session, whose making takes 2 ms, this process's (jupyter_client/session.py)."""
+        session: Any = self.session
+        session.pid = os.getpid()
+        session.session = new_id()
+        session.digest_history = set()
 
     def init_kernel_sharing_pages(self) -> None:
         """`init_kernel`, with the list of modules' files that the template made.
@@ -184,18 +212,23 @@ class UnboundKernelApp(IPKernelApp):
         """Become the kernel of *info* (a connection file's content), accepting on *listeners*.
 
         *listeners* are descriptors in the order of `CHANNELS`. Each socket is bound by the thread that
-        uses it: ZeroMQ sockets are not to be shared.
+        uses it: ZeroMQ sockets are not to be shared. `serve` waits until they all are.
         """
         self.connection_file = connection_file
         self.load_connection_info(info)  # type: ignore[arg-type]
         endpoint = {name: self._endpoint(getattr(self, f"{name}_port")) for name in CHANNELS}
         handed = dict(zip(CHANNELS, listeners, strict=True))
 
-        self._bind_in_owner(self._shell_loop(), self.shell_socket, endpoint["shell"], handed["shell"])
-        self._bind_in_owner(None, self.stdin_socket, endpoint["stdin"], handed["stdin"])
-        self._bind_in_owner(self.control_thread.io_loop, self.control_socket, endpoint["control"], handed["control"])
         iopub = self.iopub_thread
-        self._bind_in_owner(iopub.io_loop, iopub.socket, endpoint["iopub"], handed["iopub"])
+        self._binding = [
+            self._bind_in_owner(loop, sock, endpoint[name], handed[name])
+            for name, loop, sock in (
+                ("iopub", iopub.io_loop, iopub.socket),
+                ("shell", self._shell_loop(), self.shell_socket),
+                ("control", self.control_thread.io_loop, self.control_socket),
+                ("stdin", None, self.stdin_socket),
+            )
+        ]
         if hasattr(self, "_apply_curve_client_options"):
             self._apply_curve_client_options(self.debug_shell_socket)
         self.debug_shell_socket.connect(endpoint["shell"])
@@ -208,8 +241,10 @@ class UnboundKernelApp(IPKernelApp):
         shell = self.kernel.shell
         session_name = os.environ.get("JPY_SESSION_NAME")
         if session_name:
-            shell.user_ns["__session__"] = session_name
+            shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = session_name
         LateHistory(self.kernel).start()
+        if self._complete and not self._has_startup_files():
+            return
         self.init_gui_pylab()
         self.init_extensions()
         self.init_code()
@@ -220,6 +255,8 @@ class UnboundKernelApp(IPKernelApp):
         """Run the loop until shutdown: the rest of stock's `start`, whose `kernel.start()` is done already."""
         from tornado import ioloop
 
+        for bound in self._binding:
+            bound()
         self.io_loop = ioloop.IOLoop.current()
         with contextlib.suppress(KeyboardInterrupt):
             self.io_loop.start()
@@ -245,6 +282,21 @@ class UnboundKernelApp(IPKernelApp):
         if self._when_closed is not None:
             self._when_closed()
 
+    def _has_startup_files(self) -> bool:
+        """Whether there is something for `init_code` to run that the configuration does not name.
+
+        Where IPython looks: IPython/core/shellapp.py `_run_startup_files`.
+        """
+        if self.exec_PYTHONSTARTUP and os.environ.get("PYTHONSTARTUP"):
+            return True
+        profile: Any = self.profile_dir
+        folders = [os.path.join(path, "startup") for path in (*ENV_CONFIG_DIRS, *SYSTEM_CONFIG_DIRS)]
+        for folder in (profile.startup_dir, *folders):
+            with contextlib.suppress(OSError):
+                if any(name.endswith((".py", ".ipy")) for name in os.listdir(folder)):
+                    return True
+        return False
+
     def _endpoint(self, port: int) -> str:
         separator = ":" if self.transport == "tcp" else "-"
         return f"{self.transport}://{self.ip}{separator}{port}"
@@ -253,7 +305,7 @@ class UnboundKernelApp(IPKernelApp):
         thread = getattr(self, "shell_channel_thread", None)  # ipykernel >= 7
         return thread.io_loop if thread is not None else None
 
-    def _bind_in_owner(self, loop: Any, sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
+    def _bind_in_owner(self, loop: Any, sock: zmq.Socket[Any], endpoint: str, listener: int) -> Callable[[], None]:
         def bind() -> None:
             if hasattr(self, "_apply_curve_server_options"):
                 self._apply_curve_server_options(sock)
@@ -261,7 +313,7 @@ class UnboundKernelApp(IPKernelApp):
                 raise RuntimeError("this ipykernel cannot encrypt its transport")
             bind_to_listener(sock, endpoint, listener)
 
-        run_in(loop, bind)
+        return begin_in(loop, bind)
 
     def _hand_heartbeat(self, listener: int) -> None:
         curve = None
@@ -273,9 +325,14 @@ class UnboundKernelApp(IPKernelApp):
 
 def run_in(loop: Any, act: Any) -> None:
     """Run *act* in the thread of the tornado *loop* (None: here) and wait for it; its exception is ours."""
+    begin_in(loop, act)()
+
+
+def begin_in(loop: Any, act: Any) -> Callable[[], None]:
+    """Have *act* run in the thread of the tornado *loop* (None: here); returns what waits for it as `run_in` does."""
     if loop is None:
         act()
-        return
+        return lambda: None
     done = threading.Event()
     failure: list[BaseException] = []
 
@@ -287,11 +344,14 @@ def run_in(loop: Any, act: Any) -> None:
         finally:
             done.set()
 
+    def wait() -> None:
+        if not done.wait(BIND_TIMEOUT):
+            raise TimeoutError("a channel's thread did not answer")
+        if failure:
+            raise failure[0]
+
     loop.add_callback(run)
-    if not done.wait(BIND_TIMEOUT):
-        raise TimeoutError("a channel's thread did not answer")
-    if failure:
-        raise failure[0]
+    return wait
 
 
 def launcher_path() -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 from ipykernel import kernelapp
 from IPython.core import interactiveshell
-from jupyter_client.session import Session
 
 from . import endings
 from .app import CHANNELS, UnboundKernelApp, reseed
@@ -36,7 +35,7 @@ def start_again(app: UnboundKernelApp, past: Inheritance, attend: Callable[[Any]
         app.context = app.heartbeat = app.iopub_thread = None
         app.control_thread = app.shell_channel_thread = None
         app._when_closed = None
-        app.session = Session(parent=app)
+        app.own_session()
         for name in CHANNELS:
             setattr(app, f"{name}_port", 0)  # else load_connection_info takes it for the user's choice
         for key in ("curve_publickey", "curve_secretkey"):

@@ -97,7 +97,8 @@ class LateHistory:
         for name in ("execute_request", "history_request"):
             self._kernel.shell_handlers[name] = self._waiting_handler(name, self._kernel.shell_handlers[name])
         # Not beside the first messages: it would take 3 ms of the interpreter from them.
-        self._kernel.control_thread.io_loop.call_later(DELAY, self._begin)
+        loop = self._kernel.control_thread.io_loop
+        loop.add_callback(loop.call_later, DELAY, self._begin)
 
     def _begin(self) -> None:
         with self._lock:

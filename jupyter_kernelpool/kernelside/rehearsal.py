@@ -1,8 +1,8 @@
 """Play one exchange through a warm kernel's own threads and sockets before it has an owner.
 
 The first request in a fork is slow (15 ms and more): pages are copied on first touch, code paths run for the
-first time. A kernel made ahead therefore answers `kernel_info` and executes `None` once, over `inproc`
-endpoints that are unbound afterwards. Nothing of it remains: no history (there is none yet), no count, no
+first time. A kernel made ahead therefore answers `kernel_info` on both channels and executes `None` once, over
+`inproc` endpoints that are unbound afterwards. Nothing of it remains: no history (there is none yet), no count, no
 name in the namespace, no parent header.
 """
 
@@ -21,6 +21,7 @@ from .app import UnboundKernelApp, run_in
 
 TIMEOUT = 5.0
 SHELL = "inproc://jupyter-kernelpool-rehearsal-shell"
+CONTROL = "inproc://jupyter-kernelpool-rehearsal-control"
 IOPUB = "inproc://jupyter-kernelpool-rehearsal-iopub"
 EXECUTE = {
     "code": "None",
@@ -36,6 +37,7 @@ def rehearse(app: UnboundKernelApp) -> bool:
     """Run the exchange on the main loop; false if it did not end within `TIMEOUT` seconds."""
     iopub = app.iopub_thread
     run_in(app._shell_loop(), lambda: app.shell_socket.bind(SHELL))
+    run_in(app.control_thread.io_loop, lambda: app.control_socket.bind(CONTROL))
     run_in(iopub.io_loop, lambda: iopub.socket.bind(IOPUB))
     client = _Client(app)
     try:
@@ -43,6 +45,7 @@ def rehearse(app: UnboundKernelApp) -> bool:
     finally:
         client.close()
         run_in(app._shell_loop(), lambda: app.shell_socket.unbind(SHELL))
+        run_in(app.control_thread.io_loop, lambda: app.control_socket.unbind(CONTROL))
         run_in(iopub.io_loop, lambda: iopub.socket.unbind(IOPUB))
         _forget(app)
 
@@ -53,7 +56,11 @@ class _Client:
     def __init__(self, app: UnboundKernelApp) -> None:
         self._session = Session(key=app.session.key)
         self._loop = ioloop.IOLoop.current()
-        self._requests = [("kernel_info_request", {}), ("execute_request", EXECUTE)]
+        self._requests = [
+            ("shell", "kernel_info_request", {}),
+            ("control", "kernel_info_request", {}),
+            ("shell", "execute_request", EXECUTE),
+        ]
         self._expected: set[str] = set()
         self._msg_id = ""
         self.done = False
@@ -61,12 +68,13 @@ class _Client:
         subscriber = context.socket(zmq.SUB)
         subscriber.setsockopt(zmq.SUBSCRIBE, b"")
         subscriber.connect(IOPUB)
-        dealer = context.socket(zmq.DEALER)
-        dealer.connect(SHELL)
-        self._iopub = ZMQStream(subscriber, self._loop)
-        self._shell = ZMQStream(dealer, self._loop)
-        self._iopub.on_recv(self._received)
-        self._shell.on_recv(self._received)
+        shell, control = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+        shell.connect(SHELL)
+        control.connect(CONTROL)
+        sockets = {"iopub": subscriber, "shell": shell, "control": control}
+        self._streams = {name: ZMQStream(sock, self._loop) for name, sock in sockets.items()}
+        for stream in self._streams.values():
+            stream.on_recv(self._received)
 
     def run(self) -> bool:
         deadline = self._loop.add_timeout(time.time() + TIMEOUT, self._loop.stop)
@@ -76,7 +84,7 @@ class _Client:
         return self.done
 
     def close(self) -> None:
-        for stream in (self._iopub, self._shell):
+        for stream in self._streams.values():
             stream.on_recv(None)
             stream.close(linger=0)
 
@@ -85,11 +93,11 @@ class _Client:
             self.done = True
             self._loop.stop()
             return
-        kind, content = self._requests.pop(0)
+        channel, kind, content = self._requests.pop(0)
         message = self._session.msg(kind, content)
         self._msg_id = message["header"]["msg_id"]
         self._expected = {"reply", "idle"}
-        self._session.send(self._shell, message)
+        self._session.send(self._streams[channel], message)
 
     def _received(self, frames: list[Any]) -> None:
         _, parts = self._session.feed_identities(frames)

@@ -12,7 +12,7 @@ from typing import Any
 from . import wire
 from .app import UnboundKernelApp
 from .lives import Life
-from .warm import Warm
+from .warm import Warm, make_room_for_descriptors
 
 
 def run(settings: dict[str, Any], orders: socket.socket) -> Life:
@@ -21,6 +21,7 @@ def run(settings: dict[str, Any], orders: socket.socket) -> Life:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         from . import parked  # noqa: F401  (a fork finds it imported)
 
+        make_room_for_descriptors()
         app = UnboundKernelApp.instance()
         app.prepare(settings["arguments"])
         for module in settings["preload"]:
@@ -30,6 +31,7 @@ def run(settings: dict[str, Any], orders: socket.socket) -> Life:
             from .template import run_init_code
 
             run_init_code(app, settings["init_code"])
+        app.complete_shell()
     except BaseException as error:
         cause = error.__cause__ or error
         wire.send(

@@ -89,6 +89,7 @@ def build(settings: dict[str, Any]) -> Any:
         run_init_code(app, settings["init_code"])
         put_threads_away()
         assert_single_threaded("init_code")
+    app.complete_shell()
     gc.collect()
     gc.freeze()
     return app

@@ -13,6 +13,7 @@ A fork of a live kernel comes this way too; *inheritance* is what it took over.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ from .parking import Parking
 from .rehearsal import rehearse
 
 IDENTITY_VARIABLES = ("JPY_SESSION_NAME", "JPY_PARENT_PID")
+ROOM_FOR_DESCRIPTORS = 256
 
 
 class Warm:
@@ -102,6 +104,7 @@ class Warm:
                 rehearse(self.app)
             return {"forkable": self.never}
         try:
+            make_room_for_descriptors()
             start_again(self.app, self.inheritance, self.parking.attend)
             settle_random_streams(self.inheritance, fresh=self.reseed)
         except BaseException as error:
@@ -222,3 +225,15 @@ def as_freshly_spawned() -> None:
     os.dup2(nothing, 0)
     if nothing:
         os.close(nothing)
+    make_room_for_descriptors()
+
+
+def make_room_for_descriptors() -> None:
+    """Let Linux enlarge this process's table of descriptors now, while it has one thread.
+
+    A process begins with room for 64. When one with threads needs more, whoever opens the next descriptor waits
+    for an RCU grace period, 10 to 20 ms (`expand_fdtable` in fs/file.c); in a kernel that was ZeroMQ's I/O thread,
+    while it accepted the first client.
+    """
+    with contextlib.suppress(OSError):  # fewer are allowed
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, ROOM_FOR_DESCRIPTORS - 1))

@@ -61,22 +61,29 @@ class Process:
         self.pid = self.record.pid = pid
         self._supervision.watch(pid, self._ended)
 
-    async def adopt(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
-        """Give the process its owner's identity and surroundings, in one step.
+    def offer(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
+        """Give the process its owner's identity and surroundings, in one step, without waiting (see `adopted`).
 
-        Returns once it took them; it answers on its listeners some milliseconds later (`serving`). Raises
-        `LaunchFailed` when it did not, or not within `ADOPT_TIMEOUT` seconds; it is then not to be used.
+        Raises `LaunchFailed` when it is gone.
         """
         if self._channel is None:
             raise LaunchFailed("this process takes no identity")
         try:
             self._channel.send({"op": "adopt", **order}, listeners)
+        except ConnectionError as error:
+            raise LaunchFailed(f"kernel process {self.pid} is gone") from error
+
+    async def adopted(self) -> None:
+        """Wait until the process took what it was offered; it answers on its listeners some milliseconds later
+        (`serving`).
+
+        Raises `LaunchFailed` when it did not, or not within `ADOPT_TIMEOUT` seconds; it is then not to be used.
+        """
+        try:
             async with asyncio.timeout(ADOPT_TIMEOUT):
                 await asyncio.shield(self._adopted)
         except TimeoutError as error:
             raise LaunchFailed(f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s") from error
-        except ConnectionError as error:
-            raise LaunchFailed(f"kernel process {self.pid} is gone") from error
 
     async def check(self) -> bool:
         """Whether a warm process answers (`PING_TIMEOUT` seconds at most)."""

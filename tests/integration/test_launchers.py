@@ -83,7 +83,8 @@ async def bench_for(launcher_class: type[Launcher], folder: str) -> AsyncIterato
             "cwd": folder,
             "env": dict(os.environ),
         }
-        await process.adopt(order, identity.descriptors())
+        process.offer(order, identity.descriptors())
+        await process.adopted()
         return await answers({**info, "key": info["key"].encode()})
 
     try:

@@ -86,6 +86,28 @@ async def test_a_kernel_tells_its_story(kp_call: Any, kp_fetch: Any, kp_pool: An
     assert (await kp_call("GET", f"/kernels/{kernel_id}")).code == 404
 
 
+async def test_a_start_that_fails_leaves_no_kernel_that_was_told_of_it(
+    kp_fetch: Any, kp_pool: Any, jp_serverapp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel adopts while its connection file is written; when the disk is full, it must go."""
+    (pool,) = kp_pool.pools.values()
+    process = pool.warm[0][0]
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jupyter_client.connect.write_connection_file", full)
+        response = await kp_fetch("POST", "/api/kernels", body="{}")
+    assert response.code == 500
+    await asyncio.wait_for(asyncio.shield(process.exited), 20)
+    assert not psutil.pid_exists(process.pid)
+    assert jp_serverapp.kernel_manager.list_kernel_ids() == []
+    await kp_pool.warmed()
+    await start_kernel(kp_fetch)
+    assert pool.hits == 1
+
+
 class Another(LocalProvisioner):
     """A kernelspec's own choice."""
 

@@ -230,6 +230,41 @@ async def test_claim_is_handed_a_warm_kernel_that_has_adopted(kp_script):
     assert pool.wake.is_set()
 
 
+async def test_begun_claim_has_told_its_kernel_already_and_counts_once(kp_script):
+    pool = kernel_pool(kp_script)
+    recipe = await filled(pool, 2)
+    request = fake_request("mine", cwd="/home")
+    begun = pool.begin_claim(recipe, request, fake_identity())
+    assert begun is kp_script.processes[0]
+    assert begun.order["cwd"] == "/home"
+    assert recipe.hits == 0
+    assert await pool.claim(recipe, request, fake_identity(), begun) is begun
+    assert (recipe.hits, recipe.misses, len(recipe.claims)) == (1, 0, 1)
+    assert len(recipe.warm) == 1
+
+
+async def test_begun_claim_whose_kernel_fails_goes_on_with_the_next(kp_script):
+    kp_script.adoptions.append(DIE)
+    pool = kernel_pool(kp_script)
+    recipe = await filled(pool, 2)
+    begun = pool.begin_claim(recipe, fake_request("mine"), fake_identity())
+    process = await pool.claim(recipe, fake_request("mine"), fake_identity(), begun)
+    assert process is kp_script.processes[1]
+    assert not begun.alive
+
+
+async def test_claim_is_not_begun_where_nothing_is_warm_or_all_is_stale(kp_script, tmp_path):
+    kp_script.watched = [str(tmp_path / "package.py")]
+    pool = kernel_pool(kp_script)
+    recipe = await filled(pool, 0)
+    assert pool.begin_claim(recipe, fake_request(), fake_identity()) is None
+    assert not recipe.claims
+    await recipe.launch_one()
+    (tmp_path / "package.py").write_text("new")
+    assert pool.begin_claim(recipe, fake_request(), fake_identity()) is None
+    assert len(recipe.warm) == 1
+
+
 async def test_claim_waits_for_a_quick_launch(kp_script):
     pool = kernel_pool(kp_script)
     recipe = await filled(pool, 0)

@@ -27,7 +27,8 @@ def fake_bench(script: Script) -> LauncherBench:
         return behind | {process.pid for process in script.processes if process.alive}
 
     async def hand_over(process: Process) -> bool:
-        await process.adopt({}, [])
+        process.offer({}, [])
+        await process.adopted()
         return True
 
     return LauncherBench(lambda: launcher_class(fake_recipe(), supervision, log), left, hand_over)
