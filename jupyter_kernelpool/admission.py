@@ -1,4 +1,4 @@
-"""How many kernels may run: `KernelPool.max_kernels`, with starts that are pending counted.
+"""How many kernels may run: `KernelPool.max_kernels`, with starts that are pending counted; and in what turn.
 
 Synchronous but for the waiting; whoever is refused or gives up leaves nothing behind.
 """
@@ -78,3 +78,35 @@ class Admission:
 
     def _refusal(self, why: str) -> PoolExhausted:
         return PoolExhausted(f"{self.limit} kernels (KernelPool.max_kernels) {why}", retry_after=5, limit=self.limit)
+
+
+class Turns:
+    """Lets one start go on in each turn of the event loop.
+
+    A start computes for some milliseconds before it first waits. A hundred that arrive at once would keep the loop
+    from everybody else for as long as they take together.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._taken = False
+
+    async def mine(self) -> None:
+        """Return at once if nobody had this turn of the loop yet, else in a later one, in the order of asking."""
+        loop = asyncio.get_running_loop()
+        if not self._taken:
+            self._taken = True
+            loop.call_soon(self._next, loop)
+            return
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # else it was cancelled
+                waiter.set_result(None)
+                loop.call_soon(self._next, loop)
+                return
+        self._taken = False

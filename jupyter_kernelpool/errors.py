@@ -44,6 +44,35 @@ class WrongState(KernelPoolError):
     code = "wrong_state"
 
 
+class Busy(WrongState):
+    """The kernel runs a cell, and did not come to rest in the time that was given."""
+
+    code = "busy"
+    hint = "Try again when the cell has ended, or give a longer timeout."
+
+
+class NameTaken(WrongState):
+    """Another kernel or checkpoint has that name."""
+
+    code = "name_taken"
+    hint = "Choose another name, or leave it out."
+
+
+class NotRelated(WrongState):
+    """A kernel can only become what it, or a relative of its, once was."""
+
+    code = "not_related"
+    hint = "GET /kernelpool/v1/lineage shows who was forked from whom."
+
+
+class CannotFork(KernelPoolError):
+    """This kernel can't be forked, now or ever; *reason* says why."""
+
+    status = 501
+    code = "cannot_fork"
+    hint = "GET /kernelpool/v1/kernels/{kernel} shows under capabilities what this kernel can do."
+
+
 class Disabled(WrongState):
     """Nothing is pooled on this server; *why* says the reason."""
 

@@ -24,8 +24,11 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado import web
 from traitlets import Instance, Type, default
 
+from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
+from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
+from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
@@ -78,6 +81,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     """
 
     pool: KernelPool | None = None
+    origin: Process | None = None  # the fork that this kernel is to be; taken by its first start
     _start_kernel = _undecorated("_async_start_kernel")
     _shutdown_kernel = _undecorated("_async_shutdown_kernel")
 
@@ -148,6 +152,18 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
             await asyncio.shield(process.exited)
         await super()._async_wait(pollinterval=pollinterval)
 
+    async def replace_process(self, successor: Process) -> None:
+        """Let *successor*, a fork, become this kernel, under the same id, ports and key; clients stay.
+
+        No restart: the restarter must not see the moment without a process. When it fails, it starts a fresh one.
+        """
+        assert self.pooled is not None
+        self.stop_restarter()
+        try:
+            await self.pooled.replace(successor)
+        finally:
+            self.start_restarter()
+
     def cleanup_ipc_files(self) -> None:
         """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""
         if self.pooled is None or not self.pooled.identity.bound:
@@ -180,6 +196,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner.pool = self.pool
         provisioner.on_exit = self._kernel_exited
         provisioner.temporary = getattr(self, "temporary", False)
+        provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
 
     def _kernel_exited(self) -> None:
@@ -233,6 +250,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
         self.keeper = Keeper(self.pool, self._foresee)
+        self.forking = Forking(self)
+        self._turns = Turns()
         self._next_is_temporary = False
         self._kernel_event_logger: EventLogger | None = None
         self._starting: asyncio.Future[None] | None = None
@@ -269,6 +288,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
         if self._starting is not None:
+            self.forking.close()
             await self.keeper.stop()
             await self.pool.close()
 
@@ -334,6 +354,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             refusal.retry_after = error.facts["retry_after"]
             raise refusal from error
         try:
+            await self._turns.mine()
             self._next_is_temporary = temporary
             started = await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
         finally:
@@ -355,11 +376,15 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def remove_kernel(self, kernel_id: str) -> Any:
         """As stock; whoever waits for a place gets this one."""
         removed = super().remove_kernel(kernel_id)
+        self.forking.kernel_ended(kernel_id)
         self.pool.admission.freed()
         return removed
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
-        made = super().pre_start_kernel(kernel_name, kwargs)
+        origin = kwargs.pop("origin", None)
+        made: Any = super().pre_start_kernel(kernel_name, kwargs)
+        if origin is not None:
+            made[0].origin = origin
         self._next_is_temporary = False
         return made
 

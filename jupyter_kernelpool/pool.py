@@ -167,6 +167,13 @@ class KernelPool(LoggingConfigurable):
         help="""Seconds that a claim waits for a kernel that is being made, before the kernel is started
         cold instead.""",
     )
+    max_checkpoints = Integer(
+        20,
+        min=0,
+        config=True,
+        help="""Checkpoints that a kernel may have. Beyond it the oldest without a name is dropped; where all have
+        names, no more are taken. Each costs what changes in the kernel afterwards.""",
+    )
     launchers = List(
         Type(klass=Launcher),
         default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],
@@ -402,7 +409,15 @@ class KernelPool(LoggingConfigurable):
         self.wake.set()
         return process
 
-    def _offer(self, process: Process, request: Request, identity: Identity) -> bool:
+    async def hand_over(self, process: Process, request: Request, identity: Identity) -> None:
+        """Give a fork of a live kernel, which keeps its surroundings, the identity of its owner.
+
+        Raises `LaunchFailed` when it did not take it; it has ended then.
+        """
+        if not self._offer(process, request, identity, keep=True) or not await self._adopts(process, request):
+            raise LaunchFailed("the fork ended before it became a kernel", reason="gone")
+
+    def _offer(self, process: Process, request: Request, identity: Identity, *, keep: bool = False) -> bool:
         """Make *process* the owner's and tell it so; false if it ended before."""
         if process.record.state is not State.WARM:
             return False  # it ended on its way from the launch to here
@@ -415,6 +430,7 @@ class KernelPool(LoggingConfigurable):
             "arguments": identity.arguments,
             "cwd": request.cwd,
             "env": dict(request.environment),
+            "keep": keep,
         }
         try:
             process.offer(order, identity.listeners)

@@ -19,6 +19,7 @@ from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool import metrics
+from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.identity import Identity
 from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lifecycle import Record, State
@@ -50,6 +51,7 @@ class PoolProvisioner(LocalProvisioner):
         self._recipe_pool: RecipePool | None = None
         self._whole: Process | None = None
         self._begun: Process | None = None
+        self.origin: Process | None = None  # the fork of a live kernel that this kernel is to be
         self._launched = False
         self._tracked_pid = 0
 
@@ -64,7 +66,12 @@ class PoolProvisioner(LocalProvisioner):
         manager: Any = self.parent
         self._recipe_pool = None
         self._asked = self._request(kwargs)
-        if self._asked is not None:
+        if self.origin is not None:
+            if self._asked is None or not self.identity.bind():
+                self._abandon()
+                raise LaunchFailed("the fork could not be given listeners of its own", reason="no_listeners")
+            self.ports_cached = True
+        elif self._asked is not None:
             self._recipe_pool = self.pool.poolable(self._asked)
             if self._recipe_pool is not None:
                 if self.identity.bind():
@@ -85,7 +92,7 @@ class PoolProvisioner(LocalProvisioner):
         began = time.monotonic()
         self.pool.user_start_began(self.kernel_id)
         try:
-            process = self._whole or await self._claim(cmd)
+            process = await self._take_origin(cmd) or self._whole or await self._claim(cmd)
             self._whole = None
             if process is None:
                 await self._launch_cold(cmd, kwargs)
@@ -102,7 +109,7 @@ class PoolProvisioner(LocalProvisioner):
     def _request(self, kwargs: dict[str, Any]) -> Request | None:
         """What the pool is asked for; None if this start can't be served by a claim."""
         arguments = {name for name, value in kwargs.items() if value not in (None, [], {})}
-        if not self.pool.active or self.temporary or arguments - CLAIMABLE_ARGUMENTS:
+        if not self.pool.active or (self.temporary and self.origin is None) or arguments - CLAIMABLE_ARGUMENTS:
             return None
         manager: Any = self.parent
         spec = self.kernel_spec
@@ -139,9 +146,10 @@ class PoolProvisioner(LocalProvisioner):
         Nobody calls `cleanup` for a kernel that did not start; the listeners of one that did not come back after
         a restart stay, since the restarter tries again.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.discard("the start failed")
+        for process in (self._begun, self.origin):
+            if process is not None:
+                process.discard("the start failed")
+        self._begun = self.origin = None
         self.pool.user_start_ended(self.kernel_id)
         if not self._launched:
             manager: Any = self.parent
@@ -159,14 +167,40 @@ class PoolProvisioner(LocalProvisioner):
         begun, self._begun = self._begun, None
         return await self.pool.claim(self._recipe_pool, self._asked, self._adoption(self.connection_info, cmd), begun)
 
+    async def _take_origin(self, cmd: list[str]) -> Process | None:
+        """The fork that this kernel is to be, once it has its identity; raises `LaunchFailed`: never a fresh one."""
+        origin = self.origin
+        if origin is not None:
+            assert self._asked is not None
+            await self.pool.hand_over(origin, self._asked, self._adoption(self.connection_info, cmd))
+            self.origin = None
+        return origin
+
+    async def replace(self, successor: Process) -> None:
+        """Let *successor*, a fork, serve the id in the place of its process, which is killed; returns once it serves.
+
+        Called from `PromptKernelManager.replace_process`. Raises `LaunchFailed`; no process serves the id then.
+        """
+        began = time.monotonic()
+        former = self.claimed
+        assert former is not None
+        assert self._asked is not None
+        self.process = None  # the websocket holds what comes meanwhile
+        if former.record.state not in (State.STOPPING, State.DEAD):
+            former.record.move(State.STOPPING, why="replaced", now=time.time())
+        former.kill()
+        await asyncio.shield(former.exited)
+        await self.pool.hand_over(successor, self._asked, self._adoption(self.connection_info, []))
+        self._take_over(successor, self.cwd)
+        successor.serving.add_done_callback(lambda done: self._serving(done, successor, began))
+        await asyncio.shield(successor.serving)
+
     def _adoption(self, connection_info: KernelConnectionInfo, cmd: list[str]) -> Adoption:
-        assert self._recipe_pool is not None
-        command = self._recipe_pool.recipe.command
-        assert command is not None
         manager: Any = self.parent
         info = {**connection_info, "key": _text(connection_info["key"])}
         path = os.path.realpath(manager.connection_file)  # as stock does: format_kernel_cmd
-        arguments = [path if part == CONNECTION_FILE else part for part in command.arguments]
+        command = self._recipe_pool.recipe.command if self._recipe_pool is not None else None
+        arguments = [path if part == CONNECTION_FILE else part for part in command.arguments] if command else []
         return Adoption(info, path, self.identity.descriptors(), cmd, arguments)
 
     async def _take_whole(self, request: Request) -> None:

@@ -25,9 +25,11 @@ from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import new_id
 
 from .history import LateHistory, without_history
+from .machinery import Machinery
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 BIND_TIMEOUT = 10.0
+CONTROL_TIMEOUT = 1.0
 
 
 def bind_to_listener(sock: zmq.Socket[Any], endpoint: str, listener: int) -> None:
@@ -47,6 +49,8 @@ class HandedHeartbeat(Heartbeat):
         # A place that is never bound: only port 0 would make the constructor look for a free one.
         super().__init__(zmq.Context(), ("tcp", "127.0.0.1", 1))
         self._handed = threading.Event()
+        # The context opens its descriptors with its first socket: now, while they can be told from a user's.
+        self.context.socket(zmq.PAIR).close()
 
     def hand(self, address: tuple[str, str, int], listener: int, curve: tuple[bytes, bytes] | None) -> None:
         """Answer at *address* on *listener*, encrypted with the keys *curve* (public, secret) if given."""
@@ -72,6 +76,8 @@ class UnboundKernelApp(IPKernelApp):
     name = "ipython-kernel"
     _when_closed: Any = None
     _module_files: list[str] | None = None
+    _patched_once = False
+    machinery: Machinery
     _complete = False
     _binding: list[Any]
 
@@ -118,7 +124,7 @@ class UnboundKernelApp(IPKernelApp):
         Called when preloads and init code are done: what the namespace holds by then is not the user's.
         """
         options = (self.extensions, self.extra_extensions, self.exec_lines, self.exec_files, self.code_to_run)
-        self.session  # noqa: B018  (made here; `_own_session` makes it a fork's own)
+        self.session  # noqa: B018  (made here; `own_session` makes it a fork's own)
         plain = not any((*options, self.file_to_run, self.module_to_run, self.gui, self.pylab, self.matplotlib))
         self._complete = plain and self._module_files is not None and not self.config.get("StoreMagics")
         if self._complete:
@@ -127,12 +133,35 @@ class UnboundKernelApp(IPKernelApp):
                 shell.user_ns_hidden.update(shell.user_ns)
             shell._sys_modules_keys = set(sys.modules.keys())
 
-    def start_unbound(self) -> None:
-        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs."""
+    def start_unbound(self, attend: Callable[[Any], None] | None = None) -> None:
+        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs.
+
+        *attend* is given the kernel before it starts.
+        """
         prebuilt = self.shell
-        self._own_session()
+        self.machinery = Machinery()
+        self.own_session()
+        self.open_channels()
+        self.init_signal()
+        if prebuilt is None:
+            without_history(self.init_kernel)
+        else:
+            self.init_kernel_sharing_pages()
+        if prebuilt is not None:
+            prebuilt.parent = self.kernel
+            prebuilt.kernel = self.kernel
+        self.init_path()
+        self.init_shell()
+        if attend is not None:
+            attend(self.kernel)
+        self.kernel.start()
+        self.machinery.note(self)
+
+    def open_channels(self) -> None:
+        """Make the context, the sockets and the streams that stand for stdout and stderr."""
+        # "running over TCP" would be said before it is known. Not by `log_level`: setting that takes 4 ms.
         logger = getattr(self.log, "logger", self.log)
-        logger.disabled = True  # "running over TCP" would be said before it is known
+        logger.disabled = True
         try:
             self.init_sockets()
         finally:
@@ -140,25 +169,26 @@ class UnboundKernelApp(IPKernelApp):
         self.heartbeat = HandedHeartbeat()
         self.heartbeat.start()
         self.init_io()
-        self.init_signal()
-        if prebuilt is None:
-            without_history(self.init_kernel)
-        else:
-            self._init_kernel_sharing_pages()
-        if prebuilt is not None:
-            prebuilt.parent = self.kernel
-            prebuilt.kernel = self.kernel
-        self.init_path()
-        self.init_shell()
-        self.kernel.start()
+        self._patched_once = True
 
-    def _own_session(self) -> None:
+    def patch_io(self) -> None:
+        """As stock, once a process: it wraps what it finds, in a fork its parent's wrapper."""
+        if not self._patched_once:
+            super().patch_io()
+
+    def configure_tornado_logger(self) -> None:
+        """As stock, once a process: it adds a handler."""
+        if not self._patched_once:
+            super().configure_tornado_logger()
+
+    def own_session(self) -> None:
         """Make the template's session, whose making takes 2 ms, this process's (jupyter_client/session.py)."""
         session: Any = self.session
         session.pid = os.getpid()
         session.session = new_id()
+        session.digest_history = set()
 
-    def _init_kernel_sharing_pages(self) -> None:
+    def init_kernel_sharing_pages(self) -> None:
         """`init_kernel`, with the list of modules' files that the template made.
 
         ipykernel's kernel makes that list anew, which touches each module and its dict: 5 ms and 3 MB of
@@ -230,6 +260,21 @@ class UnboundKernelApp(IPKernelApp):
         self.io_loop = ioloop.IOLoop.current()
         with contextlib.suppress(KeyboardInterrupt):
             self.io_loop.start()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the loop stops, or has stopped, for good."""
+        kernel: Any = self.kernel
+        return kernel._shutdown_message is not None or bool(kernel.shell.exit_now)
+
+    def let_control_finish(self) -> None:
+        """Wait for the control thread when it was told to stop: it may be in the midst of the request that said so.
+
+        It then flushes its output through iopub; were that ended first, it would wait for 10 s.
+        """
+        kernel: Any = self.kernel
+        if kernel._shutdown_message is not None and self.control_thread.is_alive():
+            self.control_thread.join(CONTROL_TIMEOUT)
 
     def close(self) -> None:
         """As stock; then tell the server that ports and listeners are free (it waits for that at a restart)."""

@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from .files import close_all_of
+
 DELAY = 0.1
 READS_OR_ENDS = (
     "_run_sql",
@@ -44,6 +46,32 @@ def without_history(act: Any) -> Any:
         InteractiveShell.init_history = stock  # type: ignore[method-assign]
 
 
+def cut_history(history: Any, kept: list[Any]) -> None:
+    """In a fork of a live kernel: switch *history* off, as `without_history` leaves it, to be opened anew.
+
+    SQLite's connections must not be used across a fork: they are put in *kept*. The parent writes what is
+    not written yet. The input and output lists stay.
+    """
+    from IPython.core.history import DummyDB
+
+    if history is None:
+        return
+    kept.append((history.db, history.save_thread, getattr(history, "_finalizer", None)))
+    for name in READS_OR_ENDS:
+        vars(history).pop(name, None)
+    if str(history.hist_file) != ":memory:":
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            close_all_of(f"{history.hist_file}{suffix}")
+    history.enabled = False
+    history.db = DummyDB()
+    history.save_thread = None
+    history.using_thread = False
+    if history.has_trait("save_flag"):  # IPython 8; the parent's may be held by its thread
+        history.save_flag = threading.Event()
+    history.db_input_cache, history.db_output_cache = [], []
+    history.db_input_cache_lock, history.db_output_cache_lock = threading.Lock(), threading.Lock()
+
+
 class LateHistory:
     """Switches the history of *kernel*'s shell on, in a thread of its own: after `DELAY` s, or when needed."""
 
@@ -54,12 +82,16 @@ class LateHistory:
         self._lock = threading.Lock()
         self._begun = False
 
-    def start(self) -> None:
-        """Begin; nothing to do where the user's configuration switches history off."""
+    def start(self, *, anew: bool = True) -> None:
+        """Begin; nothing to do where the user's configuration switches history off.
+
+        *anew* is false in a fork of a live kernel, which goes on with the folders that were visited.
+        """
         history = self._history
         if history is None or not history.config.HistoryManager.get("enabled", True):
             return
-        history.dir_hist[:] = [Path.cwd()]
+        if anew:
+            history.dir_hist[:] = [Path.cwd()]
         for name in READS_OR_ENDS:
             setattr(history, name, self._waiting(name))
         for name in ("execute_request", "history_request"):

@@ -45,14 +45,16 @@ def main() -> None:
     except BaseException as error:
         wire.send(orders, {"event": "unfit", "reason": str(error), "traceback": ""})
         os._exit(1)
+    from _jupyter_kernelpool import lives
+
     if settings["mode"] == "template":
         from _jupyter_kernelpool import template
 
-        template.run(settings, orders, settings["lifeline"])
+        lives.live(template.run(settings, orders, settings["lifeline"]))
     else:
         from _jupyter_kernelpool import spawned
 
-        spawned.run(settings, orders)
+        lives.live(spawned.run(settings, orders))
 
 
 def check_versions() -> None:

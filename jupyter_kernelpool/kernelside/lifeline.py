@@ -14,13 +14,16 @@ import os
 import select
 import signal
 
+_held = -1
+
 
 def hold(inherited: int) -> int:
     """Tie this process's life to the pipe whose read end is *inherited*; return the descriptor held.
 
-    *inherited* stays open: a template hands it on to its forks. Linux only: `F_SETSIG` and opening a pipe
-    again through /proc are.
+    *inherited* stays open: a process hands it on to its forks. What the process held before it was forked
+    is its parent's, and is closed. Linux only: `F_SETSIG` and opening a pipe again through /proc are.
     """
+    global _held
     own = os.open(f"/proc/self/fd/{inherited}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
@@ -29,4 +32,12 @@ def hold(inherited: int) -> int:
     poller.register(own, select.POLLIN | select.POLLHUP)
     if poller.poll(0):  # the supervisor went before we were armed
         os._exit(1)
+    if _held >= 0:
+        os.close(_held)
+    _held = own
     return own
+
+
+def held() -> int:
+    """The descriptor that `hold` returned last in this process or the one it was forked from, or -1."""
+    return _held

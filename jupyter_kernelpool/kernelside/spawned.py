@@ -11,13 +11,16 @@ from typing import Any
 
 from . import wire
 from .app import UnboundKernelApp
+from .lives import Life
 from .warm import Warm, make_room_for_descriptors
 
 
-def run(settings: dict[str, Any], orders: socket.socket) -> None:
-    """Import, preload, start unbound, wait for the claim; returns when the kernel has ended."""
+def run(settings: dict[str, Any], orders: socket.socket) -> Life:
+    """Import and preload; returns the kernel that this process is to be."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        from . import parked  # noqa: F401  (a fork finds it imported)
+
         make_room_for_descriptors()
         app = UnboundKernelApp.instance()
         app.prepare(settings["arguments"])
@@ -42,4 +45,4 @@ def run(settings: dict[str, Any], orders: socket.socket) -> None:
         )
         os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    Warm(app, orders).run()
+    return Warm(app, orders, lifeline=settings["lifeline"])

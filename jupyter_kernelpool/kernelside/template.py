@@ -15,10 +15,13 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from . import wire
+from .fork import fork_orphan
 from .lifeline import hold
+from .lives import Life
 from .warm import Warm, as_freshly_spawned
 
 
@@ -33,8 +36,8 @@ class Unfit(Exception):
         self.kind = kind
 
 
-def run(settings: dict[str, Any], orders: socket.socket, lifeline: int) -> None:
-    """Build the template, report it, serve forks. Returns only in a fork, once its kernel has ended."""
+def run(settings: dict[str, Any], orders: socket.socket, lifeline: int) -> Life:
+    """Build the template, report it, serve forks. Returns only in a fork: the kernel that it is to be."""
     began = time.monotonic()
     try:
         app = build(settings)
@@ -55,12 +58,18 @@ def run(settings: dict[str, Any], orders: socket.socket, lifeline: int) -> None:
             "watch": paths_to_watch(app),
         },
     )
-    serve(app, orders, lifeline)
+
+    def be_born(channel: socket.socket, order: dict[str, Any]) -> Life:
+        as_freshly_spawned()
+        hold(lifeline)
+        return Warm(app, channel, lifeline=lifeline, ahead=order.get("ahead", True))
+
+    return serve_forks(orders, be_born)
 
 
 def build(settings: dict[str, Any]) -> Any:
     """Import, preload, build the shell, run the init code; raises `Unfit` when forking would not be safe."""
-    from . import rehearsal  # noqa: F401  (forks find it imported)
+    from . import parked, rehearsal  # noqa: F401  (forks find them imported)
     from .app import UnboundKernelApp
 
     import_what_a_kernel_imports_first()
@@ -101,6 +110,7 @@ def import_what_a_kernel_imports_first() -> None:
     """Import and touch what each kernel would import or compute by itself before its first reply."""
     for module in (
         "asyncio",
+        "ctypes",
         "tornado.platform.asyncio",
         "ipykernel.debugger",
         "ipykernel.inprocess.constants",
@@ -174,8 +184,8 @@ def paths_to_watch(app: Any) -> list[str]:
     return sorted(paths)
 
 
-def serve(app: Any, orders: socket.socket, lifeline: int) -> None:
-    """Fork on order until the server lets go; returns only in a fork."""
+def serve_forks(orders: socket.socket, be_born: Callable[[socket.socket, dict[str, Any]], Life]) -> Life:
+    """Fork on order until the server lets go; returns only in a fork: what *be_born* makes of its socket."""
     while True:
         received = wire.receive(orders)
         if received is None:
@@ -193,33 +203,8 @@ def serve(app: Any, orders: socket.socket, lifeline: int) -> None:
                 continue
             if born:
                 orders.close()
-                be_a_kernel(app, fds[0], lifeline, ahead=order.get("ahead", True))
-                return
+                return be_born(socket.socket(fileno=fds[0]), order)
             close_all(fds)
-
-
-def fork_orphan() -> bool:
-    """Fork twice, so that the kernel's parent is the supervisor (the subreaper); true in the kernel."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        if status:
-            raise OSError("the second fork failed")
-        return False
-    try:
-        if os.fork():
-            os._exit(0)
-    except OSError:
-        os._exit(1)
-    return True
-
-
-def be_a_kernel(app: Any, channel: int, lifeline: int, *, ahead: bool) -> None:
-    """In the fork: become a process of its own, then a warm kernel, then whoever claims it."""
-    as_freshly_spawned()
-    hold(lifeline)
-    orders = socket.socket(fileno=channel)
-    Warm(app, orders, ahead=ahead).run()
 
 
 def close_all(fds: list[int]) -> None:

@@ -6,7 +6,8 @@ The main thread waits in `Warm.wait`; the socket to the server (*orders*) brings
 - `adopt`: cwd, environment, identity and the five listeners, all in one step;
 - end of file: the server let go; exit.
 
-Afterwards the socket only tells the server `adopted`, `serving` and `closed`.
+Afterwards the socket tells the server `adopted`, `serving` and `closed`, and brings orders to fork (`parking`).
+A fork of a live kernel comes this way too; *inheritance* is what it took over.
 """
 
 from __future__ import annotations
@@ -24,37 +25,92 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from . import FIRST_ENVIRONMENT, wire
 from . import app as kernel_app
+from .become import settle_random_streams, start_again
+from .endings import leave
+from .fork import carry_out, tell_unfit
+from .hazards import Libraries
+from .history import LateHistory
+from .inheritance import Inheritance
+from .lives import Life
+from .parking import Parking
 from .rehearsal import rehearse
 
+IDENTITY_VARIABLES = ("JPY_SESSION_NAME", "JPY_PARENT_PID")
 ROOM_FOR_DESCRIPTORS = 256
 
 
 class Warm:
     """A started kernel without an owner."""
 
-    def __init__(self, app: kernel_app.UnboundKernelApp, orders: socket.socket, *, ahead: bool = True) -> None:
-        """*ahead*: nobody waits for this kernel yet, so there is time to rehearse."""
+    def __init__(
+        self,
+        app: kernel_app.UnboundKernelApp,
+        orders: socket.socket,
+        *,
+        lifeline: int,
+        ahead: bool = True,
+        inheritance: Inheritance | None = None,
+        reseed: bool = False,
+    ) -> None:
+        """*ahead*: nobody waits for this kernel yet, so there is time to rehearse.
+
+        *reseed*: go on with random streams of its own, not with those of *inheritance*.
+        """
         self.app = app
         self.orders = orders
+        self.lifeline = lifeline
         self.ahead = ahead
+        self.inheritance = inheritance
+        self.reseed = reseed
+        self.context = inheritance.context if inheritance is not None else None
+        self.parking: Parking = inheritance.parking if inheritance is not None else Parking()
+        self.libraries: Libraries = inheritance.libraries if inheritance is not None else Libraries()
+        self.never: str | None = None  # why it can't be forked
+        self.uncollected: dict[int, int] = {}  # pidfd -> pid: what stood between us and our forks
 
-    def run(self) -> None:
-        """Start, wait to be claimed, then serve until shutdown; returns when the kernel's loop has ended."""
-        self.app.start_unbound()
-        if self.ahead:
-            rehearse(self.app)
-        self.tell(event="warm", pid=os.getpid(), kernel_info=self.app.kernel.kernel_info)
+    def run(self) -> Life | None:
+        """Start, wait to be claimed, then serve until shutdown; returns in a fork, or when the loop has ended."""
+        facts = self.start()
+        self.tell(event="warm", pid=os.getpid(), kernel_info=self.app.kernel.kernel_info, **facts)
         order, listeners = self.wait()
         try:
-            adopt_surroundings(order)
+            if order.get("keep"):
+                adopt_name(order, self.app)
+            else:
+                adopt_surroundings(order)
         except BaseException as error:
             self.tell(event="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             os._exit(1)
         self.tell(event="adopted")  # clients may connect: the listeners hold them until we accept
         self.app.take_identity(order["info"], order["connection_file"], listeners)
         self.app._when_closed = lambda: self.tell(event="closed")
-        self.app.finish_shell()
-        self.serve()
+        if self.inheritance is None:
+            self.app.finish_shell()
+        else:
+            LateHistory(self.app.kernel).start(anew=False)
+        life = self.serve()
+        if life is None:
+            self.app.let_control_finish()
+            if self.inheritance is not None:
+                leave()
+        return life
+
+    def start(self) -> dict[str, Any]:
+        """Become an unbound kernel; what the server is told of it."""
+        if self.inheritance is None:
+            self.never = why_never(self.app)
+            self.app.start_unbound(self.parking.attend if self.never is None else None)
+            if self.ahead:
+                rehearse(self.app)
+            return {"forkable": self.never}
+        try:
+            make_room_for_descriptors()
+            start_again(self.app, self.inheritance, self.parking.attend)
+            settle_random_streams(self.inheritance, fresh=self.reseed)
+        except BaseException as error:
+            tell_unfit(self.orders, error)
+            os._exit(1)
+        return {"forkable": None, "manifest": self.inheritance.manifest.as_message()}
 
     def wait(self) -> tuple[dict[str, Any], list[int]]:
         """Answer pings until the order to adopt comes; exit when the server is gone."""
@@ -68,12 +124,28 @@ class Warm:
             if order["op"] == "ping":
                 self.tell(event="pong")
 
-    def serve(self) -> None:
-        """Run the kernel's loop; its first turn tells the server that whoever connects is answered."""
+    def serve(self) -> Life | None:
+        """Run the kernel's loop; its first turn tells the server that whoever connects is answered.
+
+        The loop stops for each fork, which is made from here; returns the fork's life, in the fork.
+        """
         from tornado import ioloop
 
-        ioloop.IOLoop.current().add_callback(lambda: self.tell(event="serving"))
-        self.app.serve()
+        ioloop.IOLoop.current().add_callback(self._begin_serving)
+        while True:
+            self.app.serve()
+            if not self.parking.stands_still or self.app.is_ending:
+                self.parking.give_up("The kernel shuts down.")
+                return None
+            while (order := self.parking.next_due()) is not None:
+                life = carry_out(self, order)
+                if life is not None:
+                    return life
+            self.parking.go_on()
+
+    def _begin_serving(self) -> None:
+        self.tell(event="serving")
+        self.parking.listen(self.orders, self.tell)
 
     def tell(self, **message: Any) -> None:
         """Send *message* to the server; a server that is gone is no reason to fail."""
@@ -95,6 +167,32 @@ def adopt_surroundings(order: dict[str, Any]) -> None:
     kernel_app.reseed()
     if InteractiveShell.initialized():
         InteractiveShell.instance().starting_dir = order["cwd"]
+
+
+def adopt_name(order: dict[str, Any], app: kernel_app.UnboundKernelApp) -> None:
+    """In a fork of a live kernel, which keeps its surroundings: only what says whose kernel it is."""
+    for name in IDENTITY_VARIABLES:
+        if name in order["env"]:
+            os.environ[name] = order["env"][name]
+        else:
+            os.environ.pop(name, None)
+    shell: Any = app.shell
+    session_name = os.environ.get("JPY_SESSION_NAME")
+    if session_name:
+        shell.user_ns["__session__"] = session_name
+    for arguments in (sys.argv, sys.orig_argv):
+        arguments[:] = [order["connection_file"] if one == app.connection_file else one for one in arguments]
+
+
+def why_never(app: kernel_app.UnboundKernelApp) -> str | None:
+    """Why kernels of this application cannot be forked while they live, or None."""
+    from ipykernel.ipkernel import IPythonKernel
+
+    if sys.platform != "linux":
+        return f"Live kernels are forked on Linux only (this is {sys.platform})."
+    if app.kernel_class is not IPythonKernel:
+        return f"Only ipykernel's own kernel is forked while it lives (this is {app.kernel_class.__name__})."
+    return None
 
 
 def environment_after_start(given: dict[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from jupyter_kernelpool.channel import Channel
-from jupyter_kernelpool.errors import LaunchFailed, Unfit
+from jupyter_kernelpool.errors import Busy, CannotFork, KernelPoolError, LaunchFailed, Unfit, WrongState
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.recipes import Recipe
@@ -48,6 +49,10 @@ class Process:
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
         self.kernel_info: dict[str, Any] | None = None
+        self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."
+        self.manifest: dict[str, Any] | None = None
+        self._parks: dict[int, asyncio.Future[float]] = {}
+        self._park_ids = itertools.count(1)
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
             future.add_done_callback(_retrieve)
 
@@ -98,6 +103,32 @@ class Process:
             return False
         return True
 
+    async def park(self, its: socket.socket, *, become: bool, reseed: bool = False, timeout: float) -> float:
+        """Have the serving kernel fork itself between two cells; *its* is the new process's end of its own socket.
+
+        The fork parks, or with *become* is at once a warm kernel. Returns the seconds for which the kernel stood
+        still. Raises `Busy` when a cell runs for longer than *timeout* seconds, `CannotFork` with the kernel's reason.
+        """
+        if self._channel is None or not self.alive or not self.serving.done():
+            raise WrongState(f"kernel process {self.pid} does not run", reason="not_running")
+        number = next(self._park_ids)
+        answer = self._parks[number] = asyncio.get_running_loop().create_future()
+        order = {"op": "park", "id": number, "become": become, "reseed": reseed, "when": "idle"}
+        try:
+            self._channel.send(order, [its.fileno()])
+            done, _ = await asyncio.wait([answer], timeout=timeout)
+            if done:
+                return float(answer.result())
+            self._channel.send({"op": "cancel_park", "id": number})
+            try:
+                return float(await answer)  # it may have come to rest in the last moment
+            except WrongState as error:
+                raise Busy(f"a cell is running, and did not end within {timeout:g} s") from error
+        except ConnectionError as error:
+            raise WrongState(f"kernel process {self.pid} is gone", reason="not_running") from error
+        finally:
+            self._parks.pop(number, None)
+
     def discard(self, why: str) -> None:
         """End a process that nobody owns; returns at once."""
         if self.record.state not in (State.STOPPING, State.DEAD):
@@ -134,6 +165,8 @@ class Process:
             case "warm":
                 self.own(message["pid"])
                 self.kernel_info = message.get("kernel_info")
+                self.unforkable = message.get("forkable")
+                self.manifest = message.get("manifest")
                 _settle(self.ready, message)
             case "unfit":
                 facts = {name: message.get(name, "") for name in ("reason", "traceback", "kind")}
@@ -149,12 +182,20 @@ class Process:
                 _settle(self.serving, None)
             case "closed":
                 _settle(self.hung_up, None)
+            case "parked":
+                if message["id"] in self._parks:
+                    _settle(self._parks[message["id"]], message["seconds"])
+            case "park_failed":
+                if message["id"] in self._parks:
+                    _fail(self._parks[message["id"]], _refusal(message))
 
     def _silent(self) -> None:
         gone = LaunchFailed(f"kernel process {self.pid or '(unnamed)'} ended while it was starting")
         _fail(self.ready, gone)
         _fail(self._adopted, gone)
         _fail(self.serving, gone)
+        for answer in self._parks.values():
+            _fail(answer, WrongState(f"kernel process {self.pid} ended", reason="not_running"))
 
     def _ended(self, code: int) -> None:
         self.exit_code = code
@@ -231,6 +272,13 @@ async def until_ready(process: Process, timeout: float) -> dict[str, Any]:
         raise
     process.record.move(State.WARM, why="ready", now=time.time())
     return message
+
+
+def _refusal(message: dict[str, Any]) -> KernelPoolError:
+    """What `park_failed` means to who asked."""
+    if message["code"] == "cancelled":
+        return WrongState(message["reason"], reason="not_running")
+    return CannotFork(message["reason"], reason=message["code"], advice=message.get("hint", ""))
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -9,7 +9,9 @@ from tornado import web
 
 from jupyter_kernelpool.errors import NotFound
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
+from jupyter_kernelpool.rest.forks import lineage_model
 from jupyter_kernelpool.rest.models import Model, kernel_model
 
 
@@ -36,15 +38,25 @@ class KernelHandler(KernelPoolHandler):
     @web.authenticated
     @authorized
     async def get(self, kernel: str) -> None:
-        if kernel not in self.kernel_manager.list_kernel_ids():
+        kernel_id = self.pooling.forking.names.get(kernel, kernel) if self.pooling is not None else kernel
+        if kernel_id not in self.kernel_manager.list_kernel_ids():
             raise NotFound(f"there is no kernel {kernel!r}", kernel=kernel)
-        self.reply(describe(self.kernel_manager, kernel))
+        self.reply(describe(self.kernel_manager, kernel_id))
 
 
 def describe(manager: Any, kernel_id: str) -> Model:
     """The model of the kernel *kernel_id* of *manager*, which may be any kernel manager."""
     connections = getattr(manager, "_kernel_connections", {}).get(kernel_id, 0)
-    return kernel_model(kernel_id, manager.get_kernel(kernel_id), connections)
+    model = kernel_model(kernel_id, manager.get_kernel(kernel_id), connections)
+    forking = manager.forking if isinstance(manager, PoolingKernelManager) else None
+    why = forking.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
+    return {
+        **model,
+        "given_name": forking.name_of(kernel_id) if forking is not None else None,
+        "lineage": lineage_model(forking, kernel_id) if forking is not None else None,
+        "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
+        "capabilities": {"fork": {"available": why is None, "why": why}},
+    }
 
 
 ROUTES: list[tuple[Any, ...]] = [

@@ -218,9 +218,7 @@ def kernel_model(kernel_id: str, kernel: Any, connections: int) -> Model:
         "pid": getattr(provisioner, "pid", None) or None,
         "created": rfc3339(created) if created is not None else None,
         "story": story_model(record),
-        "lineage": None,
         "temporary": bool(getattr(kernel, "temporary", False)),
-        "capabilities": {},
     }
 
 

@@ -22,6 +22,8 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from .kernelside_driver import Host, Kernel, Process, environment
+
 TOKEN = "integration"
 PATIENCE = 30.0
 
@@ -252,3 +254,28 @@ def kp_server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPa
     server = kp_servers(tmp_path_factory.mktemp("server"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def kp_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A supervisor without a server, shared by a module's tests."""
+    folder = tmp_path_factory.mktemp("host")
+    # Another environment's kernels (an older ipykernel's, say) can be tried by naming their interpreter.
+    host = Host(folder, environment(folder), os.environ.get("KP_KERNEL_PYTHON", sys.executable))
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def kp_template(kp_host: Host) -> Process:
+    """A template with numpy in it."""
+    return kp_host.start(preload=["numpy"])
+
+
+@pytest.fixture
+def kp_kernel(kp_template: Process) -> Iterator[Kernel]:
+    """A kernel that serves, a template's fork; it ends with all that was forked from it."""
+    process = kp_template.fork(ahead=False)
+    process.born()
+    yield process.adopt()
+    kp_template.host.drop([kp_template])

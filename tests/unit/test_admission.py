@@ -1,13 +1,14 @@
 """How many kernels may run: order, refusals, and nothing left behind by who gives up."""
 
 import asyncio
+from itertools import pairwise
 import contextlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_kernelpool.admission import Admission
+from jupyter_kernelpool.admission import Admission, Turns
 from jupyter_kernelpool.errors import PoolExhausted
 
 
@@ -234,3 +235,48 @@ def test_whatever_the_order_no_place_is_lost_or_made_up(steps, limit):
 
     with asyncio.Runner() as runner:
         runner.run(live())
+
+
+# -- turns ------------------------------------------------------------------------------------------
+
+
+async def test_one_start_goes_on_in_each_turn_of_the_loop_in_order():
+    turns, order = Turns(), []
+    loop = asyncio.get_running_loop()
+
+    async def start(number):
+        await turns.mine()
+        order.append(number)
+
+    tasks = [asyncio.create_task(start(number)) for number in range(4)]
+    seen = []
+    for _ in range(6):
+        pause = loop.create_future()
+        loop.call_soon(pause.set_result, None)
+        await pause
+        seen.append(len(order))
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3]
+    assert all(later - earlier <= 1 for earlier, later in pairwise(seen))
+
+
+async def test_a_start_alone_does_not_wait_for_its_turn():
+    turns = Turns()
+    for _ in range(2):
+        coroutine = turns.mine()
+        with pytest.raises(StopIteration):
+            coroutine.send(None)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_a_cancelled_start_gives_its_turn_to_the_next():
+    turns = Turns()
+    await turns.mine()
+    given_up, next_one = asyncio.create_task(turns.mine()), asyncio.create_task(turns.mine())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait_for(next_one, 1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.wait_for(turns.mine(), 1)

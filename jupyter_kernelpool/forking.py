@@ -1,0 +1,313 @@
+"""Forks, checkpoints and restores of the server's kernels: who asks for what, and what came of it.
+
+A fork goes through Jupyter's own start (`origin`), so that it is a kernel like any other; a checkpoint is a
+parked process; a restore swaps the process behind a kernel id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jupyter_kernelpool.checkpoints.parked import Parked, fork_live
+from jupyter_kernelpool.errors import (
+    Busy,
+    CannotFork,
+    KernelPoolError,
+    LaunchFailed,
+    NameTaken,
+    NotFound,
+    NotRelated,
+    WrongState,
+)
+from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.lineage import Lineage, Node
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a fork comes from: the id of its parent, the kernelspec, and how a restart of it begins."""
+
+    parent: str
+    spec_name: str
+    surroundings: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A kept state of the kernel *kernel_id*; *created* is in seconds since the epoch."""
+
+    id: str
+    kernel_id: str
+    name: str | None
+    created: float
+    parked: Parked
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Forked:
+    """What came of a fork: for each one wanted, the id of a kernel or the error, and the *seconds* it took."""
+
+    kernels: list[str | KernelPoolError]
+    manifest: dict[str, Any]
+    seconds: float
+
+
+class Forking:
+    """What is done to the kernels of *manager*, the server's kernel manager."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self.lineage = Lineage()
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.names: dict[str, str] = {}  # given name -> kernel id
+        self._changing: set[str] = set()  # kernels whose process is being replaced
+
+    # -- what there is ------------------------------------------------------------------------------
+
+    def find_kernel(self, key: str) -> str:
+        """The id of the kernel with the id or the given name *key*; raises `NotFound`."""
+        kernel_id = self.names.get(key, key)
+        if kernel_id not in self._manager:
+            raise NotFound(f"there is no kernel {key!r}", kernel=key)
+        return kernel_id
+
+    def find_checkpoint(self, key: str) -> Checkpoint:
+        """The checkpoint with the id *key*; raises `NotFound`."""
+        if key not in self.checkpoints:
+            raise NotFound(f"there is no checkpoint {key!r}", checkpoint=key)
+        return self.checkpoints[key]
+
+    def checkpoints_of(self, kernel_id: str) -> list[Checkpoint]:
+        """Those of one kernel, oldest first."""
+        return [checkpoint for checkpoint in self.checkpoints.values() if checkpoint.kernel_id == kernel_id]
+
+    def name_of(self, kernel_id: str) -> str | None:
+        """The name that was given to the kernel, if one was."""
+        return next((name for name, other in self.names.items() if other == kernel_id), None)
+
+    def why_not(self, kernel_id: str) -> str | None:
+        """Why the kernel can't be forked, or None if it can."""
+        try:
+            self._process(kernel_id)
+        except KernelPoolError as error:
+            return str(error)
+        return None
+
+    # -- forks --------------------------------------------------------------------------------------
+
+    async def fork(
+        self, kernel_id: str, *, count: int = 1, name: str | None = None, reseed: bool = False, timeout: float = 30.0
+    ) -> Forked:
+        """*count* new kernels that go on from the state of the kernel *kernel_id*.
+
+        A running cell is waited for, *timeout* seconds at most (`Busy`). Raises `CannotFork`, `WrongState`,
+        `NameTaken` and `LaunchFailed` when nothing came of it at all.
+        """
+        process = self._process(kernel_id)
+        supervision = self._manager.pool.supervision
+        kernel = self._manager.get_kernel(kernel_id)
+        origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
+        began = time.monotonic()
+        with self._reserved_names(name, count) as names:
+            self._enter_kernel(kernel_id)
+            if count == 1:
+                fork = await fork_live(process, supervision, reseed=reseed, timeout=timeout)
+                return self._result([await self._start(fork, origin, names[0])], fork.manifest, began)
+            parked = await Parked.take(process, supervision, timeout=timeout)
+            try:
+                kernels = [await self._start_from(parked, origin, each, reseed=reseed) for each in names]
+            finally:
+                parked.drop()
+            return self._result(kernels, parked.manifest, began)
+
+    async def fork_checkpoint(
+        self, key: str, *, count: int = 1, name: str | None = None, reseed: bool = False
+    ) -> Forked:
+        """*count* new kernels that go on from a checkpoint. Raises `NotFound`, `NameTaken`, `LaunchFailed`."""
+        checkpoint = self.find_checkpoint(key)
+        origin = replace(checkpoint.origin, parent=checkpoint.id)
+        began = time.monotonic()
+        with self._reserved_names(name, count) as names:
+            kernels = [await self._start_from(checkpoint.parked, origin, each, reseed=reseed) for each in names]
+            return self._result(kernels, checkpoint.parked.manifest, began)
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    async def take_checkpoint(self, kernel_id: str, *, name: str | None = None, timeout: float = 30.0) -> Checkpoint:
+        """Keep the kernel's present state; raises as `fork`, and `WrongState` when all it may have are named.
+
+        Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
+        """
+        process = self._process(kernel_id)
+        own = self.checkpoints_of(kernel_id)
+        if name is not None and any(other.name == name for other in own):
+            raise NameTaken(f"the kernel has a checkpoint {name!r} already", name=name)
+        most = self._manager.pool.max_checkpoints
+        spare = [other for other in own if other.name is None]
+        if len(own) >= most and not spare:
+            raise WrongState(
+                f"the kernel has {len(own)} checkpoints with names, and KernelPool.max_checkpoints is {most}",
+                reason="too_many",
+            )
+        parked = await Parked.take(process, self._manager.pool.supervision, timeout=timeout)
+        for other in spare[: max(0, len(own) + 1 - most)]:
+            self.drop(other.id)
+        kernel = self._manager.get_kernel(kernel_id)
+        origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
+        checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin)
+        self._enter_kernel(kernel_id)
+        self.checkpoints[checkpoint.id] = checkpoint
+        self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))
+        return checkpoint
+
+    def drop(self, key: str) -> None:
+        """End a checkpoint; what was forked from it lives on. Raises `NotFound`."""
+        checkpoint = self.find_checkpoint(key)
+        del self.checkpoints[key]
+        checkpoint.parked.drop()
+        self.lineage.end(key)
+
+    async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
+        """Let the kernel become what the checkpoint or kernel *source*, a relative of it, is; its clients stay.
+
+        Raises `Busy` while a cell runs, `NotRelated`, `NotFound`, `CannotFork`; the kernel is as it was then.
+        """
+        process = self._process(kernel_id)
+        if source in self.checkpoints:
+            parked = self.checkpoints[source].parked
+            prepare: Callable[[], Awaitable[Process]] = parked.fork
+        else:
+            source = self.find_kernel(source)
+            if source == kernel_id:
+                raise WrongState("a kernel can't be restored from itself", reason="same_kernel")
+            other = self._process(source)
+            supervision = self._manager.pool.supervision
+            prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
+        if not self.lineage.related(kernel_id, source):
+            raise NotRelated(f"{source!r} does not descend from the same kernel as {kernel_id!r}", source=source)
+        kernel = self._manager.get_kernel(kernel_id)
+        if kernel.execution_state == "busy":
+            raise Busy("a cell is running; interrupt it first, or wait")
+        if kernel_id in self._changing:
+            raise WrongState("the kernel is being restored already", reason="restoring")
+        self._changing.add(kernel_id)
+        try:
+            successor = await prepare()
+            if kernel.pooled is None or kernel.pooled.claimed is not process:
+                successor.discard("the kernel changed meanwhile")
+                raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
+            await kernel.replace_process(successor)
+        finally:
+            self._changing.discard(kernel_id)
+
+    # -- ends ---------------------------------------------------------------------------------------
+
+    def kernel_ended(self, kernel_id: str) -> None:
+        """Jupyter forgets the kernel: its checkpoints go, its name is free, its forks live on."""
+        for checkpoint in self.checkpoints_of(kernel_id):
+            self.drop(checkpoint.id)
+        name = self.name_of(kernel_id)
+        if name is not None:
+            del self.names[name]
+        self.lineage.end(kernel_id)
+
+    def close(self) -> None:
+        """The server stops: end every checkpoint."""
+        for key in list(self.checkpoints):
+            self.drop(key)
+
+    # -- parts --------------------------------------------------------------------------------------
+
+    def _process(self, kernel_id: str) -> Process:
+        """The process behind a kernel that can be forked now; else raises why not."""
+        if kernel_id not in self._manager:
+            raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
+        provisioner = getattr(self._manager.get_kernel(kernel_id), "pooled", None)
+        process: Process | None = provisioner.claimed if provisioner is not None else None
+        if process is None and provisioner is not None and provisioner.process is None:
+            raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
+        if process is None:
+            raise CannotFork(f"kernel {kernel_id} can't be forked: it was not started by the pool", reason="not_pooled")
+        if not process.alive:
+            raise WrongState(f"kernel {kernel_id} is dead", reason="dead")
+        if process.unforkable is not None:
+            raise CannotFork(f"kernel {kernel_id} can't be forked: {process.unforkable}", reason="unforkable")
+        if not process.serving.done():
+            raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
+        return process
+
+    @contextlib.contextmanager
+    def _reserved_names(self, name: str | None, count: int) -> Iterator[list[str | None]]:
+        """The names of *count* forks, kept free of others meanwhile; raises `NameTaken`."""
+        if name is None:
+            yield [None] * count
+            return
+        names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+        for each in names:
+            if each in self.names or each in self._manager:
+                raise NameTaken(f"there is a kernel {each!r} already", name=each)
+        self.names.update(dict.fromkeys(names, ""))
+        try:
+            yield list(names)
+        finally:
+            for each in names:
+                if self.names.get(each) == "":
+                    del self.names[each]
+
+    async def _start_from(
+        self, parked: Parked, origin: Origin, name: str | None, *, reseed: bool
+    ) -> str | KernelPoolError:
+        try:
+            fork = await parked.fork(reseed=reseed)
+        except KernelPoolError as error:
+            return error
+        return await self._start(fork, origin, name)
+
+    async def _start(self, fork: Process, origin: Origin, name: str | None) -> str | KernelPoolError:
+        """Make *fork* a kernel of the server's; the error if that did not work."""
+        try:
+            kernel_id: str = await self._manager.start_kernel(
+                kernel_name=origin.spec_name, origin=fork, **origin.surroundings
+            )
+        except asyncio.CancelledError:
+            fork.discard("the request was cancelled")
+            raise
+        except KernelPoolError as error:
+            fork.discard("not started")
+            return error
+        except Exception as error:
+            fork.discard("not started")
+            return LaunchFailed(f"the fork was not started: {error}", reason=type(error).__name__)
+        if name is not None:
+            self.names[name] = kernel_id
+        self.lineage.add(Node(kernel_id, "kernel", origin.parent, time.time(), name))
+        return kernel_id
+
+    def _enter_kernel(self, kernel_id: str) -> None:
+        if self.lineage.find(kernel_id) is None:
+            self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.name_of(kernel_id)))
+
+    def _result(self, kernels: list[str | KernelPoolError], manifest: dict[str, Any] | None, began: float) -> Forked:
+        if not any(isinstance(kernel, str) for kernel in kernels):
+            for error in kernels:
+                if isinstance(error, KernelPoolError):
+                    raise error
+        return Forked(kernels, manifest or {}, time.monotonic() - began)
+
+
+def surroundings(kernel: Any) -> dict[str, Any]:
+    """Folder and environment that a restart of a fork of *kernel* begins with: the kernel's, without its notebook."""
+    arguments = getattr(kernel, "_launch_args", {}) or {}
+    found = {}
+    if arguments.get("cwd"):
+        found["cwd"] = arguments["cwd"]
+    if arguments.get("env"):
+        found["env"] = {name: value for name, value in arguments["env"].items() if name != "JPY_SESSION_NAME"}
+    return found

@@ -1,0 +1,111 @@
+"""What a fork of a live kernel takes over from it, and what it must shed.
+
+Python objects that hold something of the parent's (a loop, ZeroMQ sockets, a database connection) are kept
+for ever and never used: taking them apart would act on the parent. Facts about ipykernel were read in
+iostream.py and kernelapp.py of 6.29 and 7.4, about IPython in core/history.py of 8.18 and 9.18.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import sys
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+
+from . import endings, files, lifeline
+from .history import cut_history
+from .lives import Life
+from .manifest import Manifest
+from .parking import Parking
+
+if TYPE_CHECKING:
+    from .warm import Warm
+
+KEPT_FOR_EVER: list[Any] = []
+
+
+class Inheritance:
+    """The state of one kernel at the moment of its fork; taken in the parent, used in the child."""
+
+    def __init__(self, kernel: Warm) -> None:
+        self.app: Any = kernel.app
+        self.parking: Parking = kernel.parking
+        self.lifeline = kernel.lifeline
+        self.libraries = kernel.libraries
+        self.uncollected = kernel.uncollected
+        self.context: Context = self.parking.context or copy_context()
+        self.manifest = Manifest()
+        self.manifest.note_what_stays_behind(self.app, set(self.uncollected.values()))
+        self.random_state = random.getstate()  # `random` seeds itself anew after each fork
+        self.places: files.Places = {}
+        self.streams = (sys.stdout, sys.stderr)
+        self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
+
+    def files_of_user(self) -> dict[int, os.stat_result]:
+        """The descriptors that neither the kernel nor its history opened for itself."""
+        history = self.app.shell.history_manager
+        noted, database = self.app.machinery.noted, files.facts_of(str(getattr(history, "hist_file", "")))
+        return {
+            fd: facts
+            for fd, facts in files.open_descriptors().items()
+            if not (fd in noted and files.same(facts, noted[fd])) and not (database and files.same(facts, database))
+        }
+
+    def shed(self, orders: socket.socket) -> None:
+        """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end.
+
+        *orders* is the new process's own socket.
+        """
+        app = self.app
+        loop = app.io_loop
+        KEPT_FOR_EVER.append((loop, asyncio.all_tasks(loop.asyncio_loop)))
+        KEPT_FOR_EVER.append(app.machinery)
+        self._restore_standard_streams()
+        for pidfd in self.uncollected:
+            os.close(pidfd)
+        self.uncollected.clear()
+        app.machinery.close(app)
+        asyncio.set_event_loop(None)
+        endings.disown(app.shell)
+        cut_history(app.shell.history_manager, KEPT_FOR_EVER)
+        self.own_files()
+        ours = {orders.fileno(), self.lifeline, lifeline.held()}
+        self.manifest.note_what_is_shared(app, ours)
+
+    def own_files(self) -> None:
+        """Open regular files anew; after each fork."""
+        self.manifest.note_shared_positions(files.reopen(self.places))
+
+    def next_life(self, orders: socket.socket, *, become: bool, reseed: bool) -> Life:
+        """The life that comes after `shed`: a parked process, or with *become* a kernel."""
+        from .parked import Parked
+        from .warm import Warm
+
+        if become:
+            return Warm(self.app, orders, lifeline=self.lifeline, ahead=False, inheritance=self, reseed=reseed)
+        return Parked(self, orders)
+
+    def _restore_standard_streams(self) -> None:
+        """What ipykernel's streams watch, descriptors 1 and 2, goes where it went before they were made."""
+        copies = []
+        for output in self.outputs:
+            if getattr(output, "_original_stdstream_copy", None) is not None:
+                os.dup2(output._original_stdstream_copy, output._original_stdstream_fd)
+                copies.append(output._original_stdstream_copy)
+            KEPT_FOR_EVER.append(dict(vars(output)))
+        for handler in self.app.log.handlers:
+            if isinstance(handler, logging.StreamHandler) and _descriptor(handler.stream) in copies:
+                KEPT_FOR_EVER.append(handler.stream)
+                handler.stream = sys.__stderr__
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
+def _descriptor(stream: Any) -> int:
+    try:
+        return int(stream.buffer.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1

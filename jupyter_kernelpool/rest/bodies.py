@@ -1,0 +1,57 @@
+"""What a body may hold: each field by name, checked, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_kernelpool.errors import NotValid
+
+
+class Body:
+    """Takes the fields of *content* one by one; `done` refuses what is left. All raise `NotValid`."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self._left = dict(content)
+        self._known: list[str] = []
+
+    def number(self, name: str, default: float, *, least: float, most: float) -> float:
+        """Seconds and the like, from *least* to *most*."""
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise NotValid(f"{name} = {value!r} must be a number from {least:g} to {most:g}", field=name)
+        return float(value)
+
+    def count(self, name: str, default: int, *, least: int, most: int) -> int:
+        """A whole number from *least* to *most*."""
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise NotValid(f"{name} = {value!r} must be a whole number from {least} to {most}", field=name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false; false if left out."""
+        value = self._take(name, False)
+        if not isinstance(value, bool):
+            raise NotValid(f"{name} = {value!r} must be true or false", field=name)
+        return value
+
+    def text(self, name: str, *, longest: int = 200) -> str | None:
+        """Text of one line; None if left out or null."""
+        value = self._take(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable() or "/" in value:
+            raise NotValid(
+                f"{name} = {value!r} must be text of 1 to {longest} printable characters without '/'", field=name
+            )
+        return value
+
+    def done(self) -> None:
+        """Refuse fields that nobody took."""
+        for name, value in self._left.items():
+            there_are = ", ".join(sorted(self._known))
+            raise NotValid(f"{name} = {value!r} is no field; there are: {there_are}", field=name)
+
+    def _take(self, name: str, default: Any) -> Any:
+        self._known.append(name)
+        return self._left.pop(name, default)
