@@ -23,6 +23,7 @@ from jupyter_kernelpool.supervision import Supervision
 
 ADOPT_TIMEOUT = 3.0  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
 PING_TIMEOUT = 5.0
+CANCEL_TIMEOUT = 0.1
 
 
 class Process:
@@ -120,10 +121,12 @@ class Process:
             if done:
                 return float(answer.result())
             self._channel.send({"op": "cancel_park", "id": number})
-            try:
-                return float(await answer)  # it may have come to rest in the last moment
-            except WrongState as error:
-                raise Busy(f"a cell is running, and did not end within {timeout:g} s") from error
+            # It may have come to rest in the last moment. One that computes can't answer, and reads the order to
+            # fork only together with this one.
+            done, _ = await asyncio.wait([answer], timeout=CANCEL_TIMEOUT)
+            if done and answer.exception() is None:
+                return float(answer.result())
+            raise Busy(f"a cell is running, and did not end within {timeout:g} s")
         except ConnectionError as error:
             raise WrongState(f"kernel process {self.pid} is gone", reason="not_running") from error
         finally:

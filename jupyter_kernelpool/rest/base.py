@@ -46,6 +46,11 @@ def authorized_to_pool(method: Method) -> Method:
     return cast("Method", cast("Any", authorized)(resource="kernelpool")(method))
 
 
+def authorized_to_execute(method: Method) -> Method:
+    """As `authorized`, asking for `execute` on `kernels`; belongs below `web.authenticated`."""
+    return cast("Method", cast("Any", authorized)("execute")(method))
+
+
 class KernelPoolHandler(APIHandler):
     """The base of our handlers. Reads are no activity; errors of ours are told as what they are."""
 

@@ -11,7 +11,7 @@ from tornado import web
 from jupyter_kernelpool.errors import KernelPoolError, NotFound, NotValid
 from jupyter_kernelpool.forking import Checkpoint, Forked, Forking
 from jupyter_kernelpool.lineage import Node
-from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, error_body
+from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute, error_body
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.models import Model, read_memory, rfc3339
 
@@ -56,7 +56,7 @@ class ForkHandler(ForkingHandler):
     """Forks of a live kernel."""
 
     @web.authenticated
-    @authorized("execute")
+    @authorized_to_execute
     async def post(self, kernel: str) -> None:
         body = self.read_body()
         count = body.count("count", 1, least=1, most=MOST_FORKS)
@@ -73,7 +73,7 @@ class RestoreHandler(ForkingHandler):
     """A kernel becomes what a checkpoint of it, or a relative, is."""
 
     @web.authenticated
-    @authorized("execute")
+    @authorized_to_execute
     async def post(self, kernel: str) -> None:
         body = self.read_body()
         checkpoint, relative = body.text("checkpoint"), body.text("kernel")
@@ -104,7 +104,7 @@ class KernelCheckpointsHandler(ForkingHandler):
         self.reply({"checkpoints": await checkpoint_models(page), "next": following})
 
     @web.authenticated
-    @authorized("execute")
+    @authorized_to_execute
     async def post(self, kernel: str) -> None:
         body = self.read_body()
         name = body.text("name")
@@ -129,7 +129,7 @@ class CheckpointHandler(ForkingHandler):
         self.reply(model)
 
     @web.authenticated
-    @authorized("execute")
+    @authorized_to_execute
     async def delete(self, checkpoint: str) -> None:
         (await self.working_forking()).drop(checkpoint)
         self.set_status(204)
@@ -140,7 +140,7 @@ class CheckpointForkHandler(ForkingHandler):
     """Forks of a checkpoint."""
 
     @web.authenticated
-    @authorized("execute")
+    @authorized_to_execute
     async def post(self, checkpoint: str) -> None:
         body = self.read_body()
         count = body.count("count", 1, least=1, most=MOST_FORKS)
