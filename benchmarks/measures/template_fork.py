@@ -24,7 +24,7 @@ async def measure_template_fork(run: Run) -> list[Row]:
             await _warm_up(run, server)
         for number, sides in take_turns(["stock", "ours"], run.rounds):
             for side in sides:
-                take = partial(_start, servers[side])
+                take = partial(_start_forked, servers[side])
                 rows.append(await run.sample(number, side, take, (stock, ours)))
             run.show("template_fork", number, rows)
     return rows
@@ -38,6 +38,14 @@ async def _warm_up(run: Run, server: Server) -> None:
             return
         await asyncio.sleep(1)
     run.say("  no kernel was forked: these starts are cold")
+
+
+async def _start_forked(server: Server) -> Row:
+    """As `_start`; raises when a kernel was warm (made in a moment when the machine did nothing), to be taken again."""
+    row = await _start(server)
+    if row["hit"] is False:
+        raise RuntimeError("the pool was not empty")
+    return row
 
 
 async def _start(server: Server) -> Row:
