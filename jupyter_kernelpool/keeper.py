@@ -21,6 +21,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 
 INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
+CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
 
@@ -75,6 +76,9 @@ class Keeper:
         self._follow_kernelspecs()
         for pool in self.pool.pools.values():
             pool.notice_lost_launcher()
+            if pool.warm and (pool.suspect or now - pool.checked > CHECK_EVERY):
+                pool.suspect, pool.checked = False, now
+                self._begin(pool.check(), pool)
         actions = plan(self.view(), self.pool.policy, time.monotonic())
         for action in actions:
             concerned = self.pool.pools.get(action.key)

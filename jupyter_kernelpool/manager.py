@@ -183,11 +183,8 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     def _put_provisioner(self, kw: dict[str, Any]) -> None:
         """Use ours where stock would use its local one; a kernelspec that names another keeps it."""
         assert self.pool is not None
-        factory = KernelProvisionerFactory.instance(parent=self.parent)
         spec = self.kernel_spec
-        if spec is None or "kernel_provisioner" in spec.metadata:
-            return
-        if factory.default_provisioner_name != LOCAL_PROVISIONER:
+        if spec is None or not is_ours_to_provision(spec, self.parent):
             return
         self.kernel_id = self.kernel_id or kw.get("kernel_id")
         if not self.kernel_id:
@@ -202,6 +199,12 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     def _kernel_exited(self) -> None:
         if isinstance(self._restarter, PromptRestarter):
             self._restarter.poke()
+
+
+def is_ours_to_provision(spec: Any, parent: Any) -> bool:
+    """Whether stock would use its local provisioner for *spec*; *parent* is the server's kernel manager."""
+    factory = KernelProvisionerFactory.instance(parent=parent)
+    return "kernel_provisioner" not in spec.metadata and factory.default_provisioner_name == LOCAL_PROVISIONER
 
 
 class PooledKernelManager(ServerKernelManager, PromptKernelManager):
@@ -252,6 +255,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.keeper = Keeper(self.pool, self._foresee)
         self.forking = Forking(self)
         self._turns = Turns()
+        self._ids_starting: set[str] = set()
         self._next_is_temporary = False
         self._kernel_event_logger: EventLogger | None = None
         self._starting: asyncio.Future[None] | None = None
@@ -329,6 +333,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """Keep kernels of *kernel_name* warm from now on; false when there is no such kernelspec (yet)."""
         try:
             request = await self.request_for(kernel_name)
+            if not is_ours_to_provision(request.spec, self):
+                return True  # its kernels are another provisioner's: none of ours could be claimed
             self.pool.recipe_pool(request, pinned=True)
         except Exception as error:
             if kernel_name not in self._unforeseen:
@@ -341,10 +347,22 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     async def _async_start_kernel(self, *, kernel_id: str | None = None, path: Any = None, **kwargs: Any) -> str:
         """As stock, admitted first: 503 with Retry-After when `max_kernels` are running or starting.
 
-        Both stock REST handlers pass `kernel_id=None`: only a value counts.
+        409 for an id that is there or being started: stock answers 201 for the former, as if it had started one,
+        and starts the latter twice. Stock's REST handlers pass `kernel_id=None` where the client names none.
         """
-        if not self.pool.enabled or (kernel_id is not None and kernel_id in self):
+        if not self.pool.enabled:
             return await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
+        if kernel_id is None:
+            return await self._start_admitted(None, path, kwargs)
+        if kernel_id in self or kernel_id in self._ids_starting:
+            raise web.HTTPError(409, f"there is a kernel {kernel_id} already", reason="kernel_exists")
+        self._ids_starting.add(kernel_id)
+        try:
+            return await self._start_admitted(kernel_id, path, kwargs)
+        finally:
+            self._ids_starting.discard(kernel_id)
+
+    async def _start_admitted(self, kernel_id: str | None, path: Any, kwargs: dict[str, Any]) -> str:
         if self._starting is None or not self._starting.done():
             await self.start_pool()
         try:

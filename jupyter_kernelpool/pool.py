@@ -361,8 +361,9 @@ class KernelPool(LoggingConfigurable):
         """
         began = time.monotonic()
         if begun is None and pool.stale:
-            self._cold(pool)
+            self._cold(pool, request, "what its recipe is made from has changed")
             return None
+        why = ""
         for _ in range(CLAIM_ATTEMPTS):
             outcome = "hit"
             process, begun = begun, None
@@ -375,11 +376,17 @@ class KernelPool(LoggingConfigurable):
                     self.wake.set()
                     try:
                         process = await pool.wait(self.claim_timeout)
-                    except (LaunchFailed, SupervisorGone):
+                    except (LaunchFailed, SupervisorGone) as error:
+                        why = str(error)
                         break
                 if not self._offer(process, request, identity):
                     continue
-            if not await self._adopts(process, request):
+            failure = await self._adopts(process, request)
+            if failure is not None:
+                why = str(failure)
+                if failure.facts.get("reason") == "timeout":
+                    pool.suspect = True  # others may be stuck likewise, and who asks has waited enough
+                    break
                 continue
             seconds = time.monotonic() - began
             pool.hits += 1
@@ -388,7 +395,7 @@ class KernelPool(LoggingConfigurable):
             metrics.CLAIM_WAIT.observe(seconds)
             self.wake.set()
             return process
-        self._cold(pool)
+        self._cold(pool, request, why or pool.why_cold)
         return None
 
     async def claim_whole(self, request: Request) -> Process | None:
@@ -398,9 +405,10 @@ class KernelPool(LoggingConfigurable):
         pool = self.recipe_pool(request)
         if pool is None or pool.recipe.adoptable:
             return None
-        process = pool.take() if not pool.stale else None
+        stale = pool.stale
+        process = pool.take() if not stale else None
         if process is None:
-            self._cold(pool)
+            self._cold(pool, request, "what its recipe is made from has changed" if stale else pool.why_cold)
             return None
         process.record.kernel_id = request.kernel_id
         process.record.move(State.ACTIVE, why="claimed", now=time.time())
@@ -414,7 +422,7 @@ class KernelPool(LoggingConfigurable):
 
         Raises `LaunchFailed` when it did not take it; it has ended then.
         """
-        if not self._offer(process, request, identity, keep=True) or not await self._adopts(process, request):
+        if not self._offer(process, request, identity, keep=True) or await self._adopts(process, request) is not None:
             raise LaunchFailed("the fork ended before it became a kernel", reason="gone")
 
     def _offer(self, process: Process, request: Request, identity: Identity, *, keep: bool = False) -> bool:
@@ -439,22 +447,24 @@ class KernelPool(LoggingConfigurable):
             return False
         return True
 
-    async def _adopts(self, process: Process, request: Request) -> bool:
+    async def _adopts(self, process: Process, request: Request) -> LaunchFailed | None:
+        """None once *process* took what it was offered; else why it did not: it has ended then."""
         try:
             await process.adopted()
         except LaunchFailed as error:
             self._not_adopted(process, request, error)
-            return False
+            return error
         except BaseException:
             process.discard("the claim was cancelled")
             raise
-        return True
+        return None
 
     def _not_adopted(self, process: Process, request: Request, error: LaunchFailed) -> None:
         self.log.warning("Kernel %s: a warm kernel could not be adopted: %s", request.kernel_id, error)
         process.discard("not adopted")
 
-    def _cold(self, pool: RecipePool) -> None:
+    def _cold(self, pool: RecipePool, request: Request, why: str) -> None:
+        self.log.info("Kernel %s starts cold: %s", request.kernel_id, why)
         pool.misses += 1
         metrics.CLAIMS.labels(recipe=pool.recipe.name, outcome="cold").inc()
         self.wake.set()

@@ -77,6 +77,8 @@ class PoolProvisioner(LocalProvisioner):
                 if self.identity.bind():
                     self.ports_cached = True
                     self._begin_claim()
+                else:
+                    self._say_why_cold("its listeners could not be bound")
             elif not manager._connection_file_written:
                 await self._take_whole(self._asked)
         try:
@@ -109,7 +111,13 @@ class PoolProvisioner(LocalProvisioner):
     def _request(self, kwargs: dict[str, Any]) -> Request | None:
         """What the pool is asked for; None if this start can't be served by a claim."""
         arguments = {name for name, value in kwargs.items() if value not in (None, [], {})}
-        if not self.pool.active or (self.temporary and self.origin is None) or arguments - CLAIMABLE_ARGUMENTS:
+        if not self.pool.active:
+            return None
+        if self.temporary and self.origin is None:
+            self._say_why_cold("KernelPool.max_kernels are running, and it is temporary")
+            return None
+        if arguments - CLAIMABLE_ARGUMENTS:
+            self._say_why_cold(f"it is started with {', '.join(sorted(arguments - CLAIMABLE_ARGUMENTS))}")
             return None
         manager: Any = self.parent
         spec = self.kernel_spec
@@ -206,6 +214,7 @@ class PoolProvisioner(LocalProvisioner):
     async def _take_whole(self, request: Request) -> None:
         """Take over the connection of a warm kernel of another kind, before stock writes the file."""
         if not self._may_be_whole():
+            self._say_why_cold("its connection is encrypted, or not tcp on localhost")
             return
         process = await self.pool.claim_whole(request)
         if process is None or process.connection is None:
@@ -222,6 +231,10 @@ class PoolProvisioner(LocalProvisioner):
         """Whether this id is to have the connection that `WholeLauncher` gives: tcp on localhost, in the clear."""
         manager: Any = self.parent
         return bool(manager.transport == "tcp" and manager.ip == localhost() and not self._is_encrypted())
+
+    def _say_why_cold(self, why: str) -> None:
+        manager: Any = self.parent
+        manager.log.info("Kernel %s starts cold: %s", self.kernel_id, why)
 
     def _is_encrypted(self) -> bool:
         manager: Any = self.parent

@@ -76,6 +76,8 @@ class RecipePool:
         self._reported: set[str] = set()
         self.seen_stale = False
         self.seen_edited = False
+        self.suspect = False  # a kernel of it did not answer at its claim
+        self.checked = time.monotonic()
 
     # -- what it looks like -------------------------------------------------------------------------
 
@@ -85,6 +87,17 @@ class RecipePool:
         if self.failures < BREAKER_FAILURES and self.stage is not Stage.FAILED:
             return "closed"
         return "open" if time.monotonic() < self.retry_at else "half-open"
+
+    @property
+    def why_cold(self) -> str:
+        """What is told of a start that gets no kernel from here."""
+        if self.stage is Stage.FAILED or self.breaker == "open":
+            return self.last_error.reason if self.last_error is not None else "launching fails"
+        if self.draining or self.recipe.settings.max == 0:
+            return "the recipe keeps no kernels"
+        if self.stage in (Stage.DOWN, Stage.LOADING):
+            return "its recipe is being loaded"
+        return "none is warm, and another one would take longer than a cold start"
 
     @property
     def waiting(self) -> int:
@@ -186,6 +199,16 @@ class RecipePool:
                 return
         self.warm.append((process, time.monotonic()))
         process.exited.add_done_callback(lambda _: self._forget(process))
+
+    async def check(self) -> None:
+        """Have each warm kernel answer, which also keeps its memory from being paged out; end those that do not."""
+        self.suspect = False
+        for process, _ in list(self.warm):
+            if not await process.check() and process.record.state is State.WARM:
+                self.log.warning(
+                    "A warm kernel of %s (pid %s) does not answer; it is ended", self.recipe.name, process.pid
+                )
+                self.evict(process.record.id, "does not answer")
 
     def _pass_on(self, waiter: asyncio.Future[Process]) -> None:
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:

@@ -21,7 +21,7 @@ from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.recipes import Recipe
 from jupyter_kernelpool.supervision import Supervision
 
-ADOPT_TIMEOUT = 3.0  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
+ADOPT_TIMEOUT = 1.5  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
 PING_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 0.1
 
@@ -89,7 +89,8 @@ class Process:
             async with asyncio.timeout(ADOPT_TIMEOUT):
                 await asyncio.shield(self._adopted)
         except TimeoutError as error:
-            raise LaunchFailed(f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s") from error
+            text = f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s"
+            raise LaunchFailed(text, reason="timeout") from error
 
     async def check(self) -> bool:
         """Whether a warm process answers (`PING_TIMEOUT` seconds at most)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -51,10 +52,14 @@ class SpawnLauncher(Launcher):
 
 
 def _site_packages(interpreter: str) -> list[str]:
-    """Where packages are installed for *interpreter*, guessed from its place (lib/python3.X/site-packages)."""
-    library = os.path.join(os.path.dirname(os.path.dirname(interpreter)), "lib")
-    try:
-        versions = [entry for entry in os.listdir(library) if entry.startswith("python3")]
-    except OSError:
-        return []
-    return [os.path.join(library, version, "site-packages") for version in versions]
+    """Where packages are installed for *interpreter*, guessed from its place: site-packages, Debian's dist-packages,
+    and the user's own."""
+    prefix = os.path.dirname(os.path.dirname(interpreter))
+    found = []
+    for base in (prefix, os.path.join(prefix, "local"), os.path.expanduser("~/.local")):
+        library = os.path.join(base, "lib")
+        with contextlib.suppress(OSError):
+            for entry in sorted(os.listdir(library)):
+                if entry.startswith("python3"):
+                    found += [os.path.join(library, entry, name) for name in ("site-packages", "dist-packages")]
+    return found

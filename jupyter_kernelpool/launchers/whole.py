@@ -37,6 +37,11 @@ class WholeLauncher(Launcher):
             reason = f"{program!r} is not to be found"
             raise Unfit(reason, reason=reason, traceback="")
 
+    def watched(self) -> list[str]:
+        """The program and the kernelspec's folder; what else a kernel of another language reads is unknown."""
+        program = shutil.which(self._command("")[0])
+        return [path for path in (program, self.recipe.resource_dir) if path]
+
     async def launch(self, *, ahead: bool = True) -> Process:
         process = Process(self.new_record(), self.supervision, None)
         path = os.path.join(jupyter_runtime_dir(), f"kernelpool-{secrets.token_hex(8)}.json")

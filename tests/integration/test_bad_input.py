@@ -79,6 +79,17 @@ def test_init_code_that_hangs_is_reported(kp_start: Callable[..., Server]) -> No
     eventually(lambda: len(server.ours()) == 1, "only the supervisor is left")
 
 
+def test_init_code_that_hangs_holds_up_the_first_start_no_longer_than_claim_timeout(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start("--KernelPool.init_code=import time; time.sleep(600)", "--KernelPool.claim_timeout=2")
+    began = time.monotonic()
+    kernel = server.start_kernel()
+    assert time.monotonic() - began < 15
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "cold"
+    assert server.log.count(f"Kernel {kernel} starts cold") == 1
+
+
 def test_init_code_that_starts_a_thread_is_reported(kp_start: Callable[..., Server]) -> None:
     code = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True, name='mine').start()"
     starts_cold_and_says(kp_start(f"--KernelPool.init_code={code}"), "mine")
@@ -99,6 +110,7 @@ def test_kernel_that_starts_cold_runs_the_init_code_too(kp_start: Callable[..., 
     kernel = server.start_kernel()
     assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "cold"
     assert server.run(kernel, "print(answer)") == "42"
+    assert server.log.count(f"Kernel {kernel} starts cold") == 1, "the log says why"
 
 
 def test_module_with_native_threads_is_spawned_ahead_instead(kp_start: Callable[..., Server], tmp_path: object) -> None:

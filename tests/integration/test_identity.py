@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -132,6 +133,21 @@ def test_a_chosen_kernel_id_is_honoured_and_taken_once(kp_server: Server) -> Non
     status, session = kp_server.call("/api/sessions", "POST", body)
     assert (status, session["kernel"]["id"]) == (201, chosen)
     assert kp_server.run(chosen, "print(6 * 7)") == "42"
+
+
+def test_the_same_id_twice_is_an_error_also_at_the_same_time(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    chosen = "12345678-aaaa-bbbb-cccc-00000000000%d"
+    body = {"name": "python3", "kernel_id": chosen % 1}
+    assert kp_server.call("/api/kernels", "POST", body)[0] == 201
+    status, refused = kp_server.call("/api/kernels", "POST", body)
+    assert (status, "already" in refused["message"]) == (409, True)
+    body = {"name": "python3", "kernel_id": chosen % 2}
+    with ThreadPoolExecutor(4) as several:
+        answers = list(several.map(lambda _: kp_server.call("/api/kernels", "POST", body)[0], range(4)))
+    assert sorted(answers) == [201, 409, 409, 409]
+    assert kp_server.run(chosen % 2, "print(6 * 7)") == "42"
+    assert kp_server.run(chosen % 1, "print(6 * 7)") == "42"
 
 
 def test_user_can_delete_what_a_kernel_needs_without_harm(kp_server: Server) -> None:

@@ -342,3 +342,21 @@ def test_ports_of_a_deleted_kernel_are_free(kp_start: Callable[..., Server]) -> 
     assert ports <= listening()
     assert server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
     eventually(lambda: not ports & listening(), "nobody listens there", 5)
+
+
+def test_warm_kernels_that_are_stuck_cost_their_user_no_more_than_a_cold_start(kp_start: Callable[..., Server]) -> None:
+    server = kp_start()
+    server.wait_warm()
+    template, supervisor = server.template(), server.supervisor().pid
+    stuck = [process for process in server.ours() if process.pid not in (template, supervisor)]
+    assert len(stuck) >= 2
+    for process in stuck:
+        process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    kernel = server.start_kernel()
+    assert time.monotonic() - began < 10
+    assert server.run(kernel, "print(6 * 7)") == "42"
+    eventually(lambda: gone(stuck), "those that do not answer are ended")
+    assert "does not answer" in server.log or "could not be adopted" in server.log
+    assert server.run(kernel, "import os; print(os.getpid())") not in {str(process.pid) for process in stuck}
+    server.wait_warm()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from .conftest import Server, eventually
+from .traces import write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -257,3 +258,17 @@ def test_shared_fixture_server_is_a_default_one(kp_server: Server) -> None:
     pool = kp_server.call("/kernelpool/v1/pool")[1]
     assert pool["enabled"] is True
     assert [row["name"] for row in pool["recipes"]] == ["python3"]
+
+
+def test_a_kernelspec_that_names_its_provisioner_is_not_kept_warm(
+    kp_start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """None of the pool's could ever be claimed for it."""
+    metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    write_spec(tmp_path, "mine", metadata=metadata)
+    server = kp_start("--KernelPool.recipes={'mine': {'warm': 1}}", JUPYTER_PATH=str(tmp_path))
+    server.wait_warm()
+    kernel = server.start_kernel(name="mine")
+    assert server.run(kernel, "print(6 * 7)") == "42"
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["recipe"] is None
+    assert [row["name"] for row in server.call("/kernelpool/v1/pool")[1]["recipes"]] == ["python3"]
