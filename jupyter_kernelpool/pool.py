@@ -84,8 +84,8 @@ class KernelPool(LoggingConfigurable):
         Unicode(),
         config=True,
         help="""Modules that templates import beforehand, such as ["numpy", "pandas"]: kernels then have
-        them at once, and share their memory. A module that fails to import, or that starts threads while
-        it is imported, is reported in /pool, and kernels start cold.""",
+        them at once, and share their memory. A module that fails to import is reported in /pool, and kernels
+        start cold. Where one starts threads, kernels are spawned ahead instead, and share no memory.""",
     )
     init_code = Unicode(
         "",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
@@ -15,6 +18,7 @@ from jupyter_kernelpool.pool import KernelPool
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIGURATION = (DOCS / "users" / "configuration.md").read_text()
 OPERATING = (DOCS / "operators" / "operating.md").read_text()
+MIB = 1024 * 1024
 OWN_TRAITS = sorted(KernelPool.class_own_traits(config=True))
 
 
@@ -26,10 +30,24 @@ def all_errors() -> list[type[errors.KernelPoolError]]:
     return [error for error in found if error.__module__ == errors.__name__]
 
 
+def as_the_page_writes(name: str, default: Any) -> str:
+    if name == "parallel_starts":
+        assert default == (os.cpu_count() or 1) + 1
+        return "cores + 1"
+    if name == "launchers":
+        return ", ".join(launcher.way for launcher in default)
+    if isinstance(default, bool):
+        return f"`{default}`"
+    if isinstance(default, int | float):
+        return f"{default // MIB} MiB" if default >= MIB else f"{default:g}"
+    return f"`{json.dumps(default)}`"
+
+
 @pytest.mark.parametrize("name", OWN_TRAITS)
 def test_trait_is_in_the_configuration_page_with_its_default(name):
     row = next((line for line in CONFIGURATION.splitlines() if line.startswith(f"| `KernelPool.{name}`")), None)
     assert row is not None, f"KernelPool.{name} has no row"
+    assert row.split("|")[2].strip() == as_the_page_writes(name, KernelPool.class_traits()[name].default())
 
 
 def test_the_configuration_page_names_no_trait_that_is_not_there():
