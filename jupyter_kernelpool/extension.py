@@ -11,7 +11,6 @@ from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.managers import GatewayClient
-from traitlets.config import Config
 
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
@@ -45,6 +44,7 @@ class KernelPoolExtension(ExtensionApp):
     name = "jupyter_kernelpool"
     extension_url = "/kernelpool"
     load_other_extensions = True
+    put_in_place = False
     classes = [KernelPool]  # noqa: RUF012 (a trait's default, as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
@@ -55,19 +55,21 @@ class KernelPoolExtension(ExtensionApp):
         if reason is not None:
             serverapp.log.info("Kernels are not pooled: %s", reason)
             return
+        self.put_in_place = True
         chosen = serverapp.config.ServerApp
         ours = {"kernel_manager_class": MANAGER, "kernel_websocket_connection_class": WEBSOCKET}
-        # Through update_config, which tells the traits; an assignment into the section tells nobody.
-        serverapp.update_config(
-            Config({"ServerApp": {name: value for name, value in ours.items() if name not in chosen}})
-        )
+        # Set on the traits, not in the configuration: what an application such as JupyterLab has in its own
+        # configuration files is applied later, and must still win.
+        for name, value in ours.items():
+            if name not in chosen:
+                setattr(serverapp, name, value)
 
     def initialize_handlers(self) -> None:
         """Called at load; the managers exist by now, and every other extension is linked."""
         serverapp: Any = self.serverapp
         manager = self.pooling_manager
         if manager is None:
-            if why_not_ours(serverapp) is None:
+            if self.put_in_place:  # and replaced since, by another extension or an application's configuration
                 serverapp.log.warning(
                     "Kernels are not pooled: the server's kernel manager is %s", _name(type(serverapp.kernel_manager))
                 )

@@ -46,6 +46,7 @@ class Server:
 
     folder: Path
     options: list[str]
+    program: str = "jupyter_server"  # or jupyterlab
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -76,11 +77,12 @@ class Server:
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             **self.environment,
         }
+        extensions = {"jupyter_kernelpool": True, "jupyterlab": self.program == "jupyterlab"}
         command = [
-            sys.executable, "-m", "jupyter_server", "--port=0", "--ip=127.0.0.1",
+            sys.executable, "-m", self.program, "--port=0", "--ip=127.0.0.1",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--ServerApp.allow_root=True",
             f"--ServerApp.root_dir={self.root}", "--ServerApp.open_browser=False",
-            "--ServerApp.jpserver_extensions={'jupyter_kernelpool': True, 'jupyterlab': False}",
+            f"--ServerApp.jpserver_extensions={extensions}",
             "--KernelPool.busy_cores=1.0", *self.options,
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
@@ -221,8 +223,8 @@ def kp_servers() -> Iterator[Callable[..., Server]]:
     """Starts servers (`kp_servers(tmp_path, "--Trait=…")`) and stops them in the end."""
     servers: list[Server] = []
 
-    def start(folder: Path, *options: str, **environment: str) -> Server:
-        server = Server(folder, list(options), environment=environment)
+    def start(folder: Path, *options: str, program: str = "jupyter_server", **environment: str) -> Server:
+        server = Server(folder, list(options), program, environment=environment)
         servers.append(server)
         server.start()
         return server
@@ -237,10 +239,10 @@ def kp_start(kp_servers: Callable[..., Server], tmp_path: Path) -> Iterator[Call
     """Starts a server for this test alone and stops it afterwards."""
     started: list[Server] = []
 
-    def start(*options: str, **environment: str) -> Server:
+    def start(*options: str, program: str = "jupyter_server", **environment: str) -> Server:
         folder = tmp_path / f"server{len(started)}"
-        folder.mkdir()
-        started.append(kp_servers(folder, *options, **environment))
+        folder.mkdir(exist_ok=True)
+        started.append(kp_servers(folder, *options, program=program, **environment))
         return started[-1]
 
     yield start

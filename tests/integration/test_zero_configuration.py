@@ -272,3 +272,29 @@ def test_a_kernelspec_that_names_its_provisioner_is_not_kept_warm(
     assert server.run(kernel, "print(6 * 7)") == "42"
     assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["recipe"] is None
     assert [row["name"] for row in server.call("/kernelpool/v1/pool")[1]["recipes"]] == ["python3"]
+
+
+def test_jupyter_lab_hands_out_pooled_kernels(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(program="jupyterlab")
+    assert server.call("/lab")[0] == 200
+    server.wait_warm()
+    hits = server.hit()
+    session = server.start_session("Untitled.ipynb")
+    assert server.hit() == hits + 1
+    assert server.run(session["kernel"]["id"], "print(6 * 7)") == "42"
+
+
+def test_a_manager_chosen_in_labs_own_configuration_is_respected(
+    kp_start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """It is applied after our link, so it is seen at load only."""
+    config = tmp_path / "server0" / "config"
+    config.mkdir(parents=True)
+    stock = "jupyter_server.services.kernels.kernelmanager.AsyncMappingKernelManager"
+    (config / "jupyter_lab_config.py").write_text(f"c.ServerApp.kernel_manager_class = {stock!r}\n")
+    server = kp_start(program="jupyterlab")
+    pool = server.call("/kernelpool/v1/pool")[1]
+    assert (pool["enabled"], stock in pool["why"]) == (False, True)
+    assert server.log.count("Kernels are not pooled") == 1
+    assert server.run(server.start_kernel(), "print(6 * 7)") == "42"
+    assert server.ours() == []
