@@ -1,0 +1,96 @@
+"""Promises of the pool that need a server with settings of its own to be seen."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Server, eventually
+from .test_clients import pid_of
+from .traces import write_spec
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+COLD = ("--KernelPool.max_warm=0", "--KernelPool.warm=0")
+
+
+def told(server: Server, kernel: str) -> dict[str, Any]:
+    """What /kernelpool/v1/kernels says about *kernel*."""
+    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}")
+    assert status == 200, model
+    return dict(model)
+
+
+def restart(server: Server, kernel: str) -> None:
+    status, model = server.call(f"/api/kernels/{kernel}/restart", "POST")
+    assert (status, model.get("id")) == (200, kernel), model
+
+
+def comes_back(server: Server, kernel: str, former: int) -> int:
+    """Wait until another process than *former* serves *kernel*; returns its pid."""
+    return int(eventually(lambda: pid_of(server, kernel) not in (former, 0) and pid_of(server, kernel), "it is back"))
+
+
+def test_environment_of_the_kernelspec_wins_over_the_servers(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    write_spec(tmp_path / "data", "own", env={"OVERRIDDEN": "2", "EXTENDED": "${INHERITED}:more"})
+    server = kp_start(
+        "--KernelPool.recipes={'own': {'warm': 1}}",
+        JUPYTER_PATH=str(tmp_path / "data"), OVERRIDDEN="1", EXTENDED="1", INHERITED="kept",
+    )  # fmt: skip
+    server.wait_warm(1, "own")
+    hits = server.recipe("own")["hits"]
+    kernel = server.start_kernel(name="own")
+    assert server.recipe("own")["hits"] == hits + 1
+    names = ("OVERRIDDEN", "EXTENDED", "INHERITED")
+    code = f"import os, subprocess, sys; print(*(os.environ[name] for name in {names}))"
+    assert server.run(kernel, code) == "2 kept:more kept"
+    child = "print(subprocess.check_output(['printenv', 'OVERRIDDEN'], text=True))"
+    assert server.run(kernel, child) == "2", "children inherit it, too"
+
+
+def test_a_restart_at_the_limit_is_no_new_kernel(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelPool.max_kernels=1", "--KernelPool.exhausted=fail")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    first = pid_of(server, kernel)
+    restart(server, kernel)
+    second = comes_back(server, kernel, first)
+    os.kill(second, signal.SIGKILL)
+    comes_back(server, kernel, second)
+    assert server.run(kernel, "print(6 * 7)") == "42"
+    assert server.call("/api/kernels", "POST", {"name": "python3"})[0] == 503, "the limit still holds"
+    assert server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    server.start_kernel()  # the restarts left nothing pending
+
+
+def test_a_kernel_beyond_the_limit_is_cold_and_temporary_for_good(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelPool.max_kernels=1", "--KernelPool.exhausted=temporary")
+    server.wait_warm()
+    first = server.start_kernel()
+    server.wait_warm()
+    hits = server.hit()
+    second = server.start_kernel()
+    assert server.run(second, "print(6 * 7)") == "42"
+    assert (told(server, first)["temporary"], told(server, first)["way"]) == (False, "template")
+    assert (told(server, second)["temporary"], told(server, second)["way"]) == (True, "cold")
+    former = pid_of(server, second)
+    restart(server, second)
+    former = comes_back(server, second, former)
+    assert server.run(second, "print(6 * 7)") == "42"
+    assert (told(server, second)["temporary"], told(server, second)["way"]) == (True, "cold")
+    os.kill(former, signal.SIGKILL)
+    comes_back(server, second, former)
+    assert (told(server, second)["temporary"], told(server, second)["way"]) == (True, "cold")
+    assert server.hit() == hits, "none of it took a warm kernel"
+    former = pid_of(server, first)
+    restart(server, first)
+    comes_back(server, first, former)
+    assert (told(server, first)["temporary"], told(server, first)["way"]) == (False, "template")
+    assert server.call(f"/api/kernels/{first}", "DELETE")[0] == 204
+    assert server.call(f"/api/kernels/{second}", "DELETE")[0] == 204
+    assert told(server, server.start_kernel())["temporary"] is False, "below the limit again"
