@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from .conftest import Server, eventually
-from .test_clients import pid_of
+from .test_clients import Browser, browser, pid_of, unpack
 from .traces import write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -94,3 +97,57 @@ def test_a_kernel_beyond_the_limit_is_cold_and_temporary_for_good(kp_start: Call
     assert server.call(f"/api/kernels/{first}", "DELETE")[0] == 204
     assert server.call(f"/api/kernels/{second}", "DELETE")[0] == 204
     assert told(server, server.start_kernel())["temporary"] is False, "below the limit again"
+
+
+def hear_restart(tab: Browser) -> None:
+    """Wait until the websocket tells that the kernel is restarting, as stock's does after a kernel's death."""
+    state = None
+    while state != "restarting":
+        frame = tab.socket.recv(timeout=30)
+        assert isinstance(frame, bytes), "a binary frame"
+        message = unpack(frame)
+        if message["header"]["msg_type"] == "status":
+            assert message["channel"] == "iopub"
+            state = message["content"]["execution_state"]
+
+
+def test_an_open_websocket_hears_that_the_killed_kernel_restarts(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    assert told(kp_server, kernel)["way"] == "template"
+    with browser(kp_server, kernel) as first, browser(kp_server, kernel) as second:
+        assert first.execute("x = 1; print(x)") == "1"
+        assert second.execute("print(x)") == "1"
+        for _ in range(2):  # its successor's end is told, too
+            former = pid_of(kp_server, kernel)
+            os.kill(former, signal.SIGKILL)
+            hear_restart(first)
+            hear_restart(second)
+            comes_back(kp_server, kernel, former)
+            assert first.execute("print('x' in globals())") == "False"
+            assert second.execute("x = 1; print(x)") == "1"
+
+
+def test_a_burst_of_starts_makes_as_many_kernels_of_their_own(kp_start: Callable[..., Server]) -> None:
+    count = 24
+    server = kp_start()
+    server.wait_warm()
+    barrier = Barrier(count)
+
+    def post(_: int) -> tuple[int, Any]:
+        barrier.wait()
+        return server.call("/api/kernels", "POST", {"name": "python3"})
+
+    with ThreadPoolExecutor(count) as threads:
+        answers = list(threads.map(post, range(count)))
+    assert [status for status, _ in answers] == [201] * count, answers
+    kernels = [kernel["id"] for _, kernel in answers]
+    assert len(set(kernels)) == count
+    assert {kernel["id"] for kernel in server.call("/api/kernels")[1]} == set(kernels)
+    infos = [json.loads(server.connection_file(kernel).read_text()) for kernel in kernels]
+    ports = [value for info in infos for name, value in info.items() if name.endswith("_port")]
+    assert len(ports) == len(set(ports)) == 5 * count
+    assert len({info["key"] for info in infos}) == count
+    pids = [int(server.run(kernel, "import os; print(os.getpid())")) for kernel in kernels]
+    assert len(set(pids)) == count
+    assert pids == [pid_of(server, kernel) for kernel in kernels], "each answers on its own ports"
