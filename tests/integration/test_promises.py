@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import psutil
 import pytest
 
-from .conftest import Server, eventually
+from .conftest import Server, eventually, gone
 from .test_clients import Browser, browser, pid_of, unpack
 from .traces import write_spec
 
@@ -151,3 +152,38 @@ def test_a_burst_of_starts_makes_as_many_kernels_of_their_own(kp_start: Callable
     pids = [int(server.run(kernel, "import os; print(os.getpid())")) for kernel in kernels]
     assert len(set(pids)) == count
     assert pids == [pid_of(server, kernel) for kernel in kernels], "each answers on its own ports"
+
+
+def end_by_sigterm(server: Server, way: str) -> dict[str, Any]:
+    """What is to be seen when SIGTERM is sent to a kernel that started in *way*."""
+    kernel = server.start_session("terminated.ipynb")["kernel"]["id"]
+    assert told(server, kernel)["way"] == way
+    left = server.root / "left.txt"
+    with browser(server, kernel) as tab:
+        tab.execute(f"import atexit; x = 1; atexit.register(lambda: open({str(left)!r}, 'w').write('done'))")
+        former = psutil.Process(pid_of(server, kernel))
+        info = json.loads(server.connection_file(kernel).read_text())
+        former.send_signal(signal.SIGTERM)
+        eventually(lambda: gone([former]), "the process ended")
+        at_exit = left.exists()
+        hear_restart(tab)
+        comes_back(server, kernel, former.pid)
+        fresh = tab.execute("'x' in globals()")
+        session = tab.execute("import os; os.environ['JPY_SESSION_NAME'].rsplit('/', 1)[1]")
+    return {
+        "at_exit": at_exit,
+        "fresh": fresh,
+        "session": session,
+        "same_connection": json.loads(server.connection_file(kernel).read_text()) == info,
+        "kernels": [model["id"] == kernel for model in server.call("/api/kernels")[1]],
+        "way": told(server, kernel)["way"] == way,
+    }
+
+
+def test_sigterm_ends_a_claimed_kernel_as_it_ends_a_cold_one(kp_start: Callable[..., Server]) -> None:
+    pooling = kp_start()
+    pooling.wait_warm()
+    claimed = end_by_sigterm(pooling, "template")
+    pooling.stop()
+    assert claimed == end_by_sigterm(kp_start(*COLD), "cold")
+    assert (claimed["fresh"], claimed["kernels"], claimed["same_connection"]) == ("False", [True], True)
