@@ -16,7 +16,7 @@ import pytest
 
 from .conftest import Server, eventually, gone
 from .test_clients import Browser, browser, pid_of, unpack
-from .traces import write_spec
+from .traces import listeners, warm_processes, write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -187,3 +187,29 @@ def test_sigterm_ends_a_claimed_kernel_as_it_ends_a_cold_one(kp_start: Callable[
     pooling.stop()
     assert claimed == end_by_sigterm(kp_start(*COLD), "cold")
     assert (claimed["fresh"], claimed["kernels"], claimed["same_connection"]) == ("False", [True], True)
+
+
+def reachable(process: psutil.Process) -> list[Any]:
+    """The sockets of *process* that somebody else could find: on the network, or by a name in the system."""
+    return [*process.net_connections("inet"), *named(process)]
+
+
+def named(process: psutil.Process) -> list[Any]:
+    connections: list[Any] = process.net_connections("unix")
+    return [connection for connection in connections if connection.laddr]
+
+
+def test_template_listens_on_nothing(kp_start: Callable[..., Server]) -> None:
+    """And no socket of a warm kernel has a name in the system."""
+    server = kp_start()
+    for _ in range(2):  # the second time with a kernel claimed, and successors of it forked since
+        server.wait_warm()
+        warm = warm_processes(server)
+        assert len(warm) >= 2
+        assert reachable(psutil.Process(server.template())) == []
+        assert [found for process in warm for found in named(process)] == []
+        kernel = server.start_kernel()
+        assert server.run(kernel, "print(6 * 7)") == "42"
+        info = json.loads(server.connection_file(kernel).read_text())
+        serves = {connection.laddr.port for connection in listeners(psutil.Process(pid_of(server, kernel)))}
+        assert serves >= {value for name, value in info.items() if name.endswith("_port")}, "listeners are found"
