@@ -134,7 +134,7 @@ class UnboundKernelApp(IPKernelApp):
             shell._sys_modules_keys = set(sys.modules.keys())
 
     def start_unbound(self, attend: Callable[[Any], None] | None = None) -> None:
-        """Make sockets, threads and the kernel; nothing listens and no loop of the main thread runs.
+        """Make sockets, threads and the kernel; no channel listens and no loop of the main thread runs.
 
         *attend* is given the kernel before it starts.
         """
