@@ -76,6 +76,7 @@ class Keeper:
         self._follow_kernelspecs()
         for pool in self.pool.pools.values():
             pool.notice_lost_launcher()
+            pool.end_restless()
             if pool.warm and (pool.suspect or now - pool.checked > CHECK_EVERY):
                 pool.suspect, pool.checked = False, now
                 self._begin(pool.check(), pool)

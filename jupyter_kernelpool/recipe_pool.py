@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import RecipeView, Stage, WarmView, backoff
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
@@ -27,6 +29,8 @@ from jupyter_kernelpool.supervision import Supervision
 
 BREAKER_FAILURES = 3
 REMEMBERED_CLAIMS = 1000
+RESTLESS = 0.3
+RESTLESS_FOR = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class RecipePool:
         self._reported: set[str] = set()
         self.seen_stale = False
         self.seen_edited = False
+        self.restless: list[str] = []  # record ids of warm kernels that compute though nobody asked them to
+        self._cpu_seen: dict[str, tuple[float, float]] = {}
         self.suspect = False  # a kernel of it did not answer at its claim
         self.checked = time.monotonic()
 
@@ -115,6 +121,7 @@ class RecipePool:
         """Note whether the recipe is stale, and whether its kernelspec on disk was edited or removed since it
         was made; called by the keeper in a thread of its own."""
         self.seen_stale = self.stale
+        self.restless = self._find_restless()
         self.seen_edited = self._kernelspec_fingerprint != fingerprint(self._kernelspec)
 
     def view(self) -> RecipeView:
@@ -199,6 +206,33 @@ class RecipePool:
                 return
         self.warm.append((process, time.monotonic()))
         process.exited.add_done_callback(lambda _: self._forget(process))
+
+    def _find_restless(self) -> list[str]:
+        """Warm kernels that used more than `RESTLESS` of a core for `RESTLESS_FOR` seconds. Reads /proc."""
+        now, found, seen = time.monotonic(), [], {}
+        for process, _ in list(self.warm):
+            try:
+                times = psutil.Process(process.pid).cpu_times()
+            except (psutil.Error, OSError, ValueError):
+                continue
+            used = times.user + times.system
+            since, used_then = self._cpu_seen.get(process.record.id, (now, used))
+            if now - since >= RESTLESS_FOR:
+                if used - used_then > RESTLESS * (now - since):
+                    found.append(process.record.id)
+                since, used_then = now, used
+            seen[process.record.id] = (since, used_then)
+        self._cpu_seen = seen
+        return found
+
+    def end_restless(self) -> None:
+        """End the warm kernels that were found to compute; that counts as a failure of the recipe's."""
+        restless, self.restless = self.restless, []
+        still = [record_id for record_id in restless if any(entry.record.id == record_id for entry, _ in self.warm)]
+        for record_id in still:
+            self.evict(record_id, "is not idle")
+        if still:
+            self._failed(LaunchFailed("a warm kernel computes though nobody asked it to: something runs in it"))
 
     async def check(self) -> None:
         """Have each warm kernel answer, which also keeps its memory from being paged out; end those that do not."""

@@ -378,3 +378,17 @@ def test_whole_kernel_with_another_connection_is_not_a_hit(
     else:
         assert info["ip"] == "0.0.0.0"
         assert server.run(kernel, "hello") == "hello"
+
+
+def test_warm_kernel_that_is_not_idle_is_ended_and_reported(toy: Callable[..., Server]) -> None:
+    server = toy(WHOLE)
+    server.wait_warm(1, "toy")
+    (warm,) = [process for process in server.ours() if "toy.py" in " ".join(process.cmdline())]
+    (Path(warm.cmdline()[1])).write_text(
+        "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()\n" + TOY
+    )
+    warm.kill()
+    error = eventually(lambda: server.recipe("toy").get("last_error"), "it is reported", timeout=60)
+    assert "computes though nobody asked" in error["reason"]
+    assert server.log.count("computes though nobody asked") == 1
+    assert server.run(server.start_kernel(), "print(6 * 7)") == "42", "other recipes do not mind"
