@@ -22,6 +22,7 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from .cells import run_cell
 from .kernelside_driver import Host, Kernel, Process, environment
 
 TOKEN = "integration"
@@ -155,18 +156,9 @@ class Server:
     def run(self, kernel: str | BlockingKernelClient, code: str, timeout: float = PATIENCE) -> str:
         """What *code* prints in the kernel; an error in it fails the test."""
         client = self.client(kernel) if isinstance(kernel, str) else kernel
-        printed: list[str] = []
-
-        def hear(message: dict[str, Any]) -> None:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed.append(content["text"])
-            elif message["msg_type"] == "execute_result":
-                printed.append(content["data"]["text/plain"])
-
-        reply = client.execute_interactive(code, output_hook=hear, timeout=timeout)
-        assert reply["content"]["status"] == "ok", reply["content"]
-        return "".join(printed).strip()
+        reply, printed = run_cell(client, code, timeout)
+        assert reply["status"] == "ok", reply
+        return printed
 
     def hit(self) -> int:
         return int(self.recipe().get("hits", 0))

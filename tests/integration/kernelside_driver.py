@@ -23,6 +23,8 @@ from jupyter_client.session import new_id_bytes
 import jupyter_kernelpool
 from jupyter_kernelpool.kernelside import wire
 
+from .cells import run_cell
+
 PATIENCE = 30.0
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 PACKAGE = Path(jupyter_kernelpool.__file__).parent
@@ -121,20 +123,11 @@ class Kernel:
 
     def run(self, code: str, *, ok: bool = True, **options: Any) -> str:
         """What *code* prints; an error in it fails the test unless *ok* is false, when it is the answer."""
-        printed: list[str] = []
-
-        def hear(message: dict[str, Any]) -> None:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed.append(content["text"])
-            elif message["msg_type"] == "execute_result":
-                printed.append(content["data"]["text/plain"])
-
-        reply = self.client.execute_interactive(code, output_hook=hear, timeout=PATIENCE, **options)
+        reply, printed = run_cell(self.client, code, PATIENCE, **options)
         if not ok:
-            return str(reply["content"].get("ename"))
-        assert reply["content"]["status"] == "ok", reply["content"]
-        return "".join(printed).strip()
+            return str(reply.get("ename"))
+        assert reply["status"] == "ok", reply
+        return printed
 
     def order_park(self, *, become: bool = True, when: str = "idle", reseed: bool = False) -> tuple[int, Process]:
         """Send the order; returns its number and the process that is to be."""

@@ -1,0 +1,190 @@
+"""Start, shutdown and restart of one kernel without stock's waits: the part of its manager that drives processes.
+
+Stock in everything else, and wholly so without a pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.provisioner import PoolProvisioner
+from jupyter_kernelpool.restarter import PromptRestarter
+
+LOCAL_PROVISIONER = "local-provisioner"
+
+
+def pending(
+    method: Callable[..., Coroutine[Any, Any, Any]],
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """jupyter_client's `in_pending_state` without its sleep of 10 ms: the same meaning of `ready`.
+
+    Source: jupyter_client/manager.py `in_pending_state`, which sleeps for its own tests' sake.
+    """
+
+    @functools.wraps(method)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._attempted_start or not self._ready:
+            self._ready = _get_future()
+        try:
+            result = await method(self, *args, **kwargs)
+            if self.pool is None or getattr(self.parent, "use_pending_kernels", False):
+                # Whoever starts a pending kernel sees it pending at least once, as with stock.
+                await asyncio.sleep(0.01)
+            if self.owns_kernel:
+                self._ready.set_result(None)
+            return result
+        except Exception as error:
+            self._ready.set_exception(error)
+            self.log.exception(error)
+            raise
+
+    return wrapper
+
+
+def _undecorated(name: str) -> Any:
+    """Stock's method without `in_pending_state` around it."""
+    method = getattr(KernelManager, name)
+    return getattr(method, "__wrapped__", method)
+
+
+class PromptKernelManager(AsyncIOLoopKernelManager):
+    """Start, shutdown and restart of one kernel, driven by what happens instead of by polls and sleeps.
+
+    It stands below ServerKernelManager in the method resolution order, so that its `start_kernel` and the
+    like still emit their events. jupyter_client has two names for each method, and both are overridden.
+    """
+
+    pool: KernelPool | None = None
+    origin: Process | None = None  # the fork that this kernel is to be; taken by its first start
+    _start_kernel = _undecorated("_async_start_kernel")
+    _shutdown_kernel = _undecorated("_async_shutdown_kernel")
+
+    @pending
+    async def _async_start_kernel(self, **kw: Any) -> None:
+        await self._start_kernel(**kw)
+
+    @pending
+    async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        await self._shutdown_kernel(now=now, restart=restart)
+
+    start_kernel: Any = _async_start_kernel
+    shutdown_kernel: Any = _async_shutdown_kernel
+
+    async def _async_pre_start_kernel(self, **kw: Any) -> Any:
+        if self.provisioner is None and self.pool is not None and self.pool.active:
+            self._put_provisioner(kw)
+        return await super()._async_pre_start_kernel(**kw)
+
+    pre_start_kernel: Any = _async_pre_start_kernel
+
+    async def _async_post_start_kernel(self, **kw: Any) -> None:
+        """As stock, but the control socket is left to whoever first needs it: stock connects it there, too."""
+        if self.pooled is None or self.pooled.claimed is None:
+            await super()._async_post_start_kernel(**kw)
+            return
+        self.start_restarter()
+        await self.pooled.post_launch(**kw)
+
+    post_start_kernel: Any = _async_post_start_kernel
+
+    def _reconcile_connection_info(self, info: Any) -> None:
+        """As stock, which reads the file again; what a claim goes by was just written to it."""
+        if self.pooled is None or self.pooled.claimed is None or info != self.get_connection_info():
+            super()._reconcile_connection_info(info)
+
+    async def _async_finish_shutdown(
+        self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
+    ) -> None:
+        """As stock; but at a restart the successor may begin as soon as the predecessor let go of its sockets."""
+        provisioner = self.pooled
+        process = provisioner.claimed if provisioner is not None else None
+        if provisioner is None or process is None or not restart:
+            await super()._async_finish_shutdown(waittime, pollinterval, restart)
+            return
+        patience = max(self.shutdown_wait_time if waittime is None else waittime, 0) / 2
+        for status, step in (
+            (_ShutdownStatus.SigtermRequest, provisioner.terminate),
+            (_ShutdownStatus.SigkillRequest, provisioner.kill),
+        ):
+            try:
+                async with asyncio.timeout(patience):
+                    await asyncio.shield(process.hung_up)
+                break
+            except TimeoutError:
+                self._shutdown_status = status
+                await step(restart=restart)
+        else:
+            await asyncio.shield(process.exited)
+        provisioner.let_go(patience or 1.0)
+
+    finish_shutdown: Any = _async_finish_shutdown
+
+    async def _async_wait(self, pollinterval: float = 0.1) -> None:
+        """Wait for the end of the process; called by stock with a timeout around it."""
+        process = self.pooled.claimed if self.pooled is not None else None
+        if process is not None:
+            await asyncio.shield(process.exited)
+        await super()._async_wait(pollinterval=pollinterval)
+
+    async def replace_process(self, successor: Process) -> None:
+        """Let *successor*, a fork, become this kernel, under the same id, ports and key; clients stay.
+
+        No restart: the restarter must not see the moment without a process. When it fails, it starts a fresh one.
+        """
+        assert self.pooled is not None
+        self.stop_restarter()
+        try:
+            await self.pooled.replace(successor)
+        finally:
+            self.start_restarter()
+
+    def cleanup_ipc_files(self) -> None:
+        """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""
+        if self.pooled is None or not self.pooled.identity.bound:
+            super().cleanup_ipc_files()
+
+    def start_restarter(self) -> None:
+        super().start_restarter()
+        if isinstance(self._restarter, PromptRestarter) and self.pooled is not None:
+            # Ports can't be lost to somebody else while the server holds the listeners.
+            self._restarter.random_ports_until_alive = False
+
+    @property
+    def pooled(self) -> PoolProvisioner | None:
+        """Our provisioner, if this kernel has it."""
+        return self.provisioner if isinstance(self.provisioner, PoolProvisioner) else None
+
+    def _put_provisioner(self, kw: dict[str, Any]) -> None:
+        """Use ours where stock would use its local one; a kernelspec that names another keeps it."""
+        assert self.pool is not None
+        spec = self.kernel_spec
+        if spec is None or not is_ours_to_provision(spec, self.parent):
+            return
+        self.kernel_id = self.kernel_id or kw.get("kernel_id")
+        if not self.kernel_id:
+            return
+        provisioner = PoolProvisioner(manager=self, kernel_id=self.kernel_id, kernel_spec=spec)
+        provisioner.pool = self.pool
+        provisioner.on_exit = self._kernel_exited
+        provisioner.temporary = getattr(self, "temporary", False)
+        provisioner.origin, self.origin = self.origin, None
+        self.provisioner = provisioner
+
+    def _kernel_exited(self) -> None:
+        if isinstance(self._restarter, PromptRestarter):
+            self._restarter.poke()
+
+
+def is_ours_to_provision(spec: Any, parent: Any) -> bool:
+    """Whether stock would use its local provisioner for *spec*; *parent* is the server's kernel manager."""
+    factory = KernelProvisionerFactory.instance(parent=parent)
+    return "kernel_provisioner" not in spec.metadata and factory.default_provisioner_name == LOCAL_PROVISIONER
