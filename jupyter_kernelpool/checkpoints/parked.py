@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import CannotFork, LaunchFailed
 from jupyter_kernelpool.launchers.base import Process, until_ready
+from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.lifecycle import Record
 from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.supervision import Supervision
@@ -55,8 +55,7 @@ class Parked:
         self.alive = True
         self._supervision = supervision
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._forks: dict[int, Process] = {}
-        self._ids = itertools.count(1)
+        self._forks = Forks("the checkpoint's process")
         self._channel: Channel | None = None
 
     @classmethod
@@ -84,20 +83,7 @@ class Parked:
             raise LaunchFailed("the checkpoint's process is gone", reason="gone")
         ours, its = socket.socketpair()
         process = new_fork(self.recipe, self._supervision, ours)
-        number = next(self._ids)
-        self._forks[number] = process
-        try:
-            with its:
-                self._channel.send({"op": "fork", "id": number, "ahead": False, "reseed": reseed}, [its.fileno()])
-            await until_ready(process, READY_TIMEOUT)
-        except ConnectionError as error:
-            process.discard("the checkpoint's process is gone")
-            raise LaunchFailed("the checkpoint's process is gone", reason="gone") from error
-        except BaseException:
-            process.discard("the fork failed")
-            raise
-        finally:
-            self._forks.pop(number, None)
+        await self._forks.order(self._channel, process, its, timeout=READY_TIMEOUT, ahead=False, reseed=reseed)
         return process
 
     def drop(self) -> None:
@@ -122,9 +108,7 @@ class Parked:
                 if not self._ready.done():
                     self._ready.set_exception(CannotFork(message["reason"], reason=message.get("kind", "unfit")))
             case "fork_failed":
-                process = self._forks.get(message["id"])
-                if process is not None and not process.ready.done():
-                    process.ready.set_exception(LaunchFailed(f"the checkpoint could not fork: {message['error']}"))
+                self._forks.failed(message)
 
     def _ended(self, pid: int) -> None:
         if self.pid == pid:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -14,7 +13,8 @@ from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 LAUNCH_SCRIPT = Path(__file__).parent.parent / "kernelside" / "launch.py"
@@ -50,8 +50,7 @@ class TemplateLauncher(Launcher):
         self._loaded = False
         self._channel: Channel | None = None
         self._ready: asyncio.Future[dict[str, Any]] | None = None
-        self._forks: dict[int, Process] = {}
-        self._ids = itertools.count(1)
+        self._forks = Forks("the template")
         self._watched: list[str] = []
         self.seconds_to_load = 0.0
 
@@ -119,17 +118,7 @@ class TemplateLauncher(Launcher):
             raise LaunchFailed("the template is gone")
         ours, its = socket.socketpair()
         process = Process(self.new_record(), self.supervision, ours)
-        number = next(self._ids)
-        self._forks[number] = process
-        try:
-            with its:
-                self._channel.send({"op": "fork", "id": number, "ahead": ahead}, [its.fileno()])
-            await until_ready(process, self.recipe.settings.load_timeout)
-        except ConnectionError as error:
-            process.discard("the template is gone")
-            raise LaunchFailed("the template is gone") from error
-        finally:
-            self._forks.pop(number, None)
+        await self._forks.order(self._channel, process, its, timeout=self.recipe.settings.load_timeout, ahead=ahead)
         return process
 
     async def close(self) -> None:
@@ -151,9 +140,7 @@ class TemplateLauncher(Launcher):
                     reason = message["reason"]
                     self._ready.set_exception(Unfit(reason, **_facts(message)))
             case "fork_failed":
-                process = self._forks.get(message["id"])
-                if process is not None and not process.ready.done():
-                    process.ready.set_exception(LaunchFailed(f"the template could not fork: {message['error']}"))
+                self._forks.failed(message)
 
     def _ended(self, pid: int, code: int) -> None:
         if pid != self._pid:
