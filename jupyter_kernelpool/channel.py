@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ READ_SIZE = 65536
 class Channel:
     """Calls *on_message* for each message and *on_close* once, when the other side is gone or talks nonsense.
 
-    Must be made on the event loop. Sending is synchronous (what the socket's buffer does not take is sent
-    as soon as it does), so a caller can decide and send without an await in between.
+    A message that says `"fds": n` came with n descriptors: they are its "descriptors" then, and belong to whoever
+    takes the message. Must be made on the event loop. Sending is synchronous (what the socket's buffer does not
+    take is sent as soon as it does), so a caller can decide and send without an await in between.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Channel:
         self._on_close = on_close
         self._decoder = wire.Decoder()
         self._unsent = bytearray()
+        self._descriptors: list[int] = []
         self.closed = False
         self._loop.add_reader(sock.fileno(), self._read)
 
@@ -66,6 +69,8 @@ class Channel:
             self._loop.remove_reader(self._sock.fileno())
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
     def _write(self) -> None:
         try:
@@ -81,7 +86,8 @@ class Channel:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(READ_SIZE)
+            data, descriptors, _, _ = socket.recv_fds(self._sock, READ_SIZE, wire.MAX_FDS, wire.CLOSE_ON_EXEC)
+            self._descriptors += descriptors
         except BlockingIOError:
             return
         except OSError:
@@ -97,6 +103,9 @@ class Channel:
             return
         for message in messages:
             if not self.closed:  # by the message before
+                count = message.get("fds", 0)
+                if count:
+                    message["descriptors"], self._descriptors = self._descriptors[:count], self._descriptors[count:]
                 self._on_message(message)
 
     def _lost(self) -> None:

@@ -27,6 +27,9 @@ from jupyter_kernelpool.errors import (
 )
 from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lineage import Lineage, Node
+from jupyter_kernelpool.supervision import Supervision
+
+REST_TIMEOUT = 0.4
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A kept state of the kernel *kernel_id*; *created* is in seconds since the epoch."""
+    """A kept state of the kernel *kernel_id*; *created* is in seconds since the epoch.
+
+    An *automatic* one was taken after a cell, to be undone (`undo`).
+    """
 
     id: str
     kernel_id: str
@@ -48,6 +54,7 @@ class Checkpoint:
     created: float
     parked: Parked
     origin: Origin
+    automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,12 @@ class Forking:
         self.checkpoints: dict[str, Checkpoint] = {}
         self.names: dict[str, str] = {}  # given name -> kernel id
         self._changing: set[str] = set()  # kernels whose process is being replaced
+
+    @property
+    def supervision(self) -> Supervision:
+        """Who owns the processes."""
+        supervision: Supervision = self._manager.pool.supervision
+        return supervision
 
     # -- what there is ------------------------------------------------------------------------------
 
@@ -92,10 +105,20 @@ class Forking:
         """The name that was given to the kernel, if one was."""
         return next((name for name, other in self.names.items() if other == kernel_id), None)
 
+    def rename(self, kernel_id: str, name: str) -> None:
+        """Give the kernel the name *name*; raises `NameTaken`."""
+        if self.names.get(name) == kernel_id:
+            return
+        with self._reserved_names(name, 1):
+            former = self.name_of(kernel_id)
+            if former is not None:
+                del self.names[former]
+            self.names[name] = kernel_id
+
     def why_not(self, kernel_id: str) -> str | None:
         """Why the kernel can't be forked, or None if it can."""
         try:
-            self._process(kernel_id)
+            self.process_of(kernel_id)
         except KernelPoolError as error:
             return str(error)
         return None
@@ -110,8 +133,8 @@ class Forking:
         A running cell is waited for, *timeout* seconds at most (`Busy`). Raises `CannotFork`, `WrongState`,
         `NameTaken` and `LaunchFailed` when nothing came of it at all.
         """
-        process = self._process(kernel_id)
-        supervision = self._manager.pool.supervision
+        process = self.process_of(kernel_id)
+        supervision = self.supervision
         kernel = self._manager.get_kernel(kernel_id)
         origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
         began = time.monotonic()
@@ -145,8 +168,8 @@ class Forking:
 
         Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
         """
-        process = self._process(kernel_id)
-        own = self.checkpoints_of(kernel_id)
+        process = self.process_of(kernel_id)
+        own = [other for other in self.checkpoints_of(kernel_id) if not other.automatic]
         if name is not None and any(other.name == name for other in own):
             raise NameTaken(f"the kernel has a checkpoint {name!r} already", name=name)
         most = self._manager.pool.max_checkpoints
@@ -156,12 +179,18 @@ class Forking:
                 f"the kernel has {len(own)} checkpoints with names, and KernelPool.max_checkpoints is {most}",
                 reason="too_many",
             )
-        parked = await Parked.take(process, self._manager.pool.supervision, timeout=timeout)
+        parked = await Parked.take(process, self.supervision, timeout=timeout)
         for other in spare[: max(0, len(own) + 1 - most)]:
             self.drop(other.id)
+        return self.enter_checkpoint(kernel_id, parked, name=name)
+
+    def enter_checkpoint(
+        self, kernel_id: str, parked: Parked, *, name: str | None = None, automatic: bool = False
+    ) -> Checkpoint:
+        """*parked* is a state of the kernel *kernel_id* that is kept from now on."""
         kernel = self._manager.get_kernel(kernel_id)
         origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
-        checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin)
+        checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic)
         self._enter_kernel(kernel_id)
         self.checkpoints[checkpoint.id] = checkpoint
         self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))
@@ -179,7 +208,7 @@ class Forking:
 
         Raises `Busy` while a cell runs, `NotRelated`, `NotFound`, `CannotFork`; the kernel is as it was then.
         """
-        process = self._process(kernel_id)
+        process = self.process_of(kernel_id)
         if source in self.checkpoints:
             parked = self.checkpoints[source].parked
             prepare: Callable[[], Awaitable[Process]] = parked.fork
@@ -187,18 +216,17 @@ class Forking:
             source = self.find_kernel(source)
             if source == kernel_id:
                 raise WrongState("a kernel can't be restored from itself", reason="same_kernel")
-            other = self._process(source)
-            supervision = self._manager.pool.supervision
+            other = self.process_of(source)
+            supervision = self.supervision
             prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
         if not self.lineage.related(kernel_id, source):
             raise NotRelated(f"{source!r} does not descend from the same kernel as {kernel_id!r}", source=source)
         kernel = self._manager.get_kernel(kernel_id)
-        if kernel.execution_state == "busy":
-            raise Busy("a cell is running; interrupt it first, or wait")
         if kernel_id in self._changing:
             raise WrongState("the kernel is being restored already", reason="restoring")
         self._changing.add(kernel_id)
         try:
+            await self._until_at_rest(kernel, process)
             successor = await prepare()
             if kernel.pooled is None or kernel.pooled.claimed is not process:
                 successor.discard("the kernel changed meanwhile")
@@ -225,7 +253,7 @@ class Forking:
 
     # -- parts --------------------------------------------------------------------------------------
 
-    def _process(self, kernel_id: str) -> Process:
+    def process_of(self, kernel_id: str) -> Process:
         """The process behind a kernel that can be forked now; else raises why not."""
         if kernel_id not in self._manager:
             raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
@@ -242,6 +270,17 @@ class Forking:
         if not process.serving.done():
             raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
         return process
+
+    async def _until_at_rest(self, kernel: Any, process: Process) -> None:
+        """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
+        may reach the server a moment after the reply has reached the client."""
+        if not await process.check(REST_TIMEOUT):
+            raise Busy("a cell is running; interrupt it first, or wait")
+        deadline = time.monotonic() + REST_TIMEOUT
+        while kernel.execution_state == "busy":
+            if time.monotonic() > deadline:
+                raise Busy("a cell is running; interrupt it first, or wait")
+            await asyncio.sleep(REST_TIMEOUT / 20)
 
     @contextlib.contextmanager
     def _reserved_names(self, name: str | None, count: int) -> Iterator[list[str | None]]:

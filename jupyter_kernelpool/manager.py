@@ -24,10 +24,12 @@ from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
+from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
+from jupyter_kernelpool.undo import Undo
 
 RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
@@ -50,6 +52,10 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         pool = getattr(self.parent, "pool", None)
         self.pool = pool if isinstance(pool, KernelPool) else None
         self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
+
+    def kernel_serves(self, process: Process) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.undo.serves(self.kernel_id, process)
 
     @default("event_logger")
     def _default_event_logger(self) -> EventLogger:
@@ -81,6 +87,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.pool.admission._running = lambda: len(self._kernels)
         self.keeper = Keeper(self.pool, self._foresee)
         self.forking = Forking(self)
+        self.undo = Undo(self.forking, self.pool.undo_steps)
         self._turns = Turns()
         self._ids_starting: set[str] = set()
         self._next_is_temporary = False
@@ -222,6 +229,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """As stock; whoever waits for a place gets this one."""
         removed = super().remove_kernel(kernel_id)
         self.forking.kernel_ended(kernel_id)
+        self.undo.forget(kernel_id)
         self.pool.admission.freed()
         return removed
 

@@ -174,6 +174,15 @@ class KernelPool(LoggingConfigurable):
         help="""Checkpoints that a kernel may have. Beyond it the oldest without a name is dropped; where all have
         names, no more are taken. Each costs what changes in the kernel afterwards.""",
     )
+    undo_steps = Integer(
+        0,
+        min=0,
+        max=1000,
+        config=True,
+        help="""Cells that can be undone in each kernel; 0 is off. The state after each cell is then kept as an
+        automatic checkpoint, the last undo_steps of them (max_checkpoints does not count them). PATCH
+        /kernels/{kernel} changes it for one kernel.""",
+    )
     launchers = List(
         Type(klass=Launcher),
         default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],

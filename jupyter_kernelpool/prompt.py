@@ -175,9 +175,13 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner = PoolProvisioner(manager=self, kernel_id=self.kernel_id, kernel_spec=spec)
         provisioner.pool = self.pool
         provisioner.on_exit = self._kernel_exited
+        provisioner.on_serving = self.kernel_serves
         provisioner.temporary = getattr(self, "temporary", False)
         provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
+
+    def kernel_serves(self, process: Process) -> None:
+        """*process*, the first or the next one behind this kernel, answers whoever connects."""
 
     def _kernel_exited(self) -> None:
         if isinstance(self._restarter, PromptRestarter):

@@ -38,6 +38,7 @@ class PoolProvisioner(LocalProvisioner):
     pool: KernelPool
     process: Any  # a Popen, as stock has it, or a Process of the pool
     on_exit: Callable[[], None] | None = None
+    on_serving: Callable[[Process], None] | None = None
 
     def __init__(self, *, manager: Any, **kwargs: Any) -> None:
         # Without `parent`, which would merge the whole configuration (0.5 ms) for a class without options.
@@ -292,6 +293,8 @@ class PoolProvisioner(LocalProvisioner):
         if process is self.process and getattr(manager, "execution_state", None) == "starting":
             # Stock learns it from the first status that a client's request brings, in steps of 50 ms.
             manager.execution_state = "idle"
+        if process is self.process and self.on_serving is not None:
+            self.on_serving(process)
         self.pool.user_start_ended(self.kernel_id)
 
     def _exited(self, process: Process) -> None:

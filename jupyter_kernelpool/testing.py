@@ -144,7 +144,7 @@ class FakeProcess(Process):
             raise LaunchFailed(f"kernel process {self.pid} is gone")
         self.serving.set_result(None)
 
-    async def check(self) -> bool:
+    async def check(self, timeout: float = 0) -> bool:
         """Whether it lives and *answers*."""
         return self.alive and self.answers
 

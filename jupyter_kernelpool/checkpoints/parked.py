@@ -12,7 +12,7 @@ from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import CannotFork, LaunchFailed
-from jupyter_kernelpool.launchers.base import Process, until_ready
+from jupyter_kernelpool.launchers.base import Process, retrieve, until_ready
 from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.lifecycle import Record
 from jupyter_kernelpool.metrics import record_born
@@ -48,38 +48,43 @@ async def fork_live(process: Process, supervision: Supervision, *, reseed: bool,
 class Parked:
     """A parked fork of a live kernel, held by its private socket."""
 
-    def __init__(self, recipe: str, supervision: Supervision) -> None:
+    def __init__(self, recipe: str, supervision: Supervision, ours: socket.socket) -> None:
+        """*ours* is the server's end of its socket; it is there when `ready` returns."""
         self.recipe = recipe
         self.pid = 0
         self.manifest: dict[str, Any] = {}
         self.alive = True
         self._supervision = supervision
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready.add_done_callback(retrieve)
         self._forks = Forks("the checkpoint's process")
-        self._channel: Channel | None = None
+        self._channel = Channel(ours, self._heard, self._gone)
 
     @classmethod
     async def take(cls, process: Process, supervision: Supervision, *, timeout: float) -> Parked:
         """Park a fork of the kernel *process*; raises as `fork_live`."""
-        parked = cls(process.record.recipe, supervision)
         ours, its = socket.socketpair()
-        parked._channel = Channel(ours, parked._heard, parked._gone)
+        parked = cls(process.record.recipe, supervision, ours)
         try:
             with its:
                 await process.park(its, become=False, timeout=timeout)
-            async with asyncio.timeout(READY_TIMEOUT):
-                await parked._ready
-        except TimeoutError as error:
-            parked.drop()
-            raise LaunchFailed(f"the fork was not parked within {READY_TIMEOUT:g} s", reason="timeout") from error
+            await parked.ready()
         except BaseException:
             parked.drop()
             raise
         return parked
 
+    async def ready(self) -> None:
+        """Wait until it waits for orders. Raises `CannotFork`, `LaunchFailed`; it is to be dropped then."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                await asyncio.shield(self._ready)
+        except TimeoutError as error:
+            raise LaunchFailed(f"the fork was not parked within {READY_TIMEOUT:g} s", reason="timeout") from error
+
     async def fork(self, *, reseed: bool = False) -> Process:
         """A warm kernel that goes on from the kept state. Raises `LaunchFailed`."""
-        if self._channel is None or not self.alive:
+        if not self.alive:
             raise LaunchFailed("the checkpoint's process is gone", reason="gone")
         ours, its = socket.socketpair()
         process = new_fork(self.recipe, self._supervision, ours)
@@ -89,8 +94,7 @@ class Parked:
     def drop(self) -> None:
         """End the parked process; its forks live on."""
         self.alive = False
-        if self._channel is not None:
-            self._channel.close()
+        self._channel.close()
         pid, self.pid = self.pid, 0
         if pid:
             with contextlib.suppress(ProcessLookupError):
@@ -117,8 +121,6 @@ class Parked:
 
     def _gone(self) -> None:
         self.alive = False
-        if self._channel is not None:
-            self._channel.close()
+        self._channel.close()
         if not self._ready.done():
             self._ready.set_exception(LaunchFailed("the fork ended while it was parking", reason="gone"))
-            self._ready.exception()

@@ -62,10 +62,14 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     else:
         if not child:
             return _be_born(kernel, order, inheritance)
-        os.close(order.fd)
         loop: Any = kernel.app.io_loop
         collect_later(child, loop.asyncio_loop, inheritance.uncollected)
-        kernel.tell(event="parked", id=order.number, seconds=time.monotonic() - kernel.parking.stopped_at)
+        seconds = time.monotonic() - kernel.parking.stopped_at
+        if order.servers < 0:
+            kernel.tell(event="parked", id=order.number, seconds=seconds)
+        else:
+            kernel.tell([order.servers], event="kept", seconds=seconds)
+        order.close()
     return None
 
 
@@ -100,7 +104,7 @@ def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict
 
 
 def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refused) -> None:
-    os.close(order.fd)
+    order.close()
     kernel.tell(event="park_failed", id=order.number, code=refusal.code, reason=refusal.reason, hint=refusal.hint)
 
 
@@ -114,6 +118,8 @@ def _fork() -> int:
 def _be_born(kernel: Warm, order: ParkOrder, inheritance: Inheritance) -> Life:
     """In the fork's first process: fork again and leave; in the second: shed what is the parent's."""
     orders = socket.socket(fileno=order.fd)
+    order.fd = -1
+    order.close()
     try:
         if _fork():
             os._exit(0)

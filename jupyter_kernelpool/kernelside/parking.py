@@ -1,4 +1,4 @@
-"""Orders to a serving kernel: to park (fork itself) when no message is being handled, or after a cell.
+"""When a serving kernel forks itself: on order, between two messages; where undo is on, after each cell.
 
 The server's socket is read on the kernel's main loop, and once more whenever a message of the main shell is
 over: an order that came while a cell blocked the loop then goes before the cells that are queued.
@@ -23,13 +23,24 @@ from .turnstile import Turnstile, stand_between_messages
 
 @dataclass
 class ParkOrder:
-    """One process to be made: a parked one, or with *become* a kernel; *fd* is its socket."""
+    """One process to be made: a parked one, or with *become* a kernel; *fd* is its socket.
+
+    *number* is the server's; None for one that nobody ordered, whose socket's other end, *servers*, the server
+    has to be given.
+    """
 
     number: Any
     become: bool
-    after_cell: bool
     reseed: bool
     fd: int
+    servers: int = -1
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in (self.fd, self.servers):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.servers = -1
 
 
 class Parking:
@@ -39,8 +50,10 @@ class Parking:
         self.context: Context | None = None  # the one in which cells run, as the last message left it
         self.stopped_at = 0.0
         self._tell: Callable[..., None] = lambda **_: None
-        self._armed: list[ParkOrder] = []
+        self._waiting: list[ParkOrder] = []
         self._due: list[ParkOrder] = []
+        self._keeps_each_cell = False
+        self._pings: list[Any] = []
         self._orders: socket.socket | None = None
         self._poll = select.poll()
         self._pid = os.getpid()
@@ -60,8 +73,8 @@ class Parking:
             stock()
             if threading.get_ident() == main:  # else it is a subshell's
                 self.context = copy_context()
-                if kernel.get_parent("shell")["header"]["msg_type"] == "execute_request":
-                    self._cell_over()
+                if is_step(kernel.get_parent("shell")):
+                    self.keep_state()
 
         kernel.post_handler_hook = post_handler_hook
 
@@ -85,56 +98,67 @@ class Parking:
     def go_on(self) -> None:
         """Let the next message in; the loop has to be started again."""
         self.stopped_at = 0.0
+        self._answer_pings()
         self._turnstile.open()
 
     def give_up(self, reason: str) -> None:
         """Nothing will come of any order."""
-        given_up = [*self._due, *self._armed]
-        self._due, self._armed = [], []
+        given_up = [*self._due, *self._waiting]
+        self._due, self._waiting = [], []
         for order in given_up:
             self._fail(order, "cancelled", reason)
 
     def let_go(self) -> None:
         """In a fork: the parent's socket and the orders that are left are not ours."""
-        for order in [*self._armed, *self._due]:
-            os.close(order.fd)
-        self._armed, self._due = [], []
+        for order in [*self._waiting, *self._due]:
+            order.close()
+        self._waiting, self._due = [], []
+        self._keeps_each_cell, self._pings = False, []
         self.stopped_at = 0.0
         if self._orders is not None:
             self._poll.unregister(self._orders)
             self._orders = None
 
+    def keep_state(self) -> None:
+        """Where undo is on: have the present state kept before the next message; called when a cell has run.
+
+        A server that does not read what it is told gets no more of them.
+        """
+        if not self._keeps_each_cell or self._orders is None:
+            return
+        if select.select([], [self._orders], [], 0)[1]:
+            servers, its = socket.socketpair()
+            self._waiting.append(ParkOrder(None, False, False, its.detach(), servers.detach()))
+
     def _readable(self) -> None:
         self._read()
-        if any(not order.after_cell for order in self._armed) and self._turnstile.shut():
+        if self._turnstile.locked():
+            return  # a message is being handled: `_message_over` comes
+        if not self._waiting:
+            self._answer_pings()
+        elif self._turnstile.shut():
             self._call()
 
     def _message_over(self) -> bool:
         """Whether the main shell has to stand still now; asked by the turnstile."""
         self._read()
-        return bool(self._armed) and self._call()
-
-    def _cell_over(self) -> None:
-        """A cell has run, and its idle status is not told yet: the first order that waits for one is due after it.
-
-        What comes later is meant for the next cell, since who gave it may have seen this one's end.
-        """
-        self._read()
-        for order in self._armed:
-            if order.after_cell:
-                order.after_cell = False
-                return
+        if self._waiting:
+            return self._call()
+        self._answer_pings()
+        return False
 
     def _call(self) -> bool:
-        """Stop the loop for what is due; false if nothing is."""
-        due = [order for order in self._armed if not order.after_cell]
-        if not due:
-            return False
-        self._armed = [order for order in self._armed if order.after_cell]
-        self._due += due
+        """Stop the loop for what waits."""
+        self._due += self._waiting
+        self._waiting = []
         self.stopped_at = time.monotonic()
         asyncio.get_running_loop().stop()
         return True
+
+    def _answer_pings(self) -> None:
+        """An answer says that the kernel stands between two messages, and that it told of all forks until then."""
+        while self._pings:
+            self._tell(event="pong", id=self._pings.pop(0))
 
     def _read(self) -> None:
         if os.getpid() != self._pid:  # the user's own fork
@@ -151,24 +175,22 @@ class Parking:
 
     def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
         if order["op"] == "park" and len(fds) == 1:
-            self._armed.append(
-                ParkOrder(
-                    number=order["id"],
-                    become=bool(order.get("become", False)),
-                    after_cell=order.get("when", "idle") == "after_cell",
-                    reseed=bool(order.get("reseed", False)),
-                    fd=fds[0],
-                )
-            )
+            become, reseed = bool(order.get("become", False)), bool(order.get("reseed", False))
+            self._waiting.append(ParkOrder(order["id"], become, reseed, fds[0]))
             return
         for fd in fds:
             os.close(fd)
-        if order["op"] == "cancel_park":
-            for armed in [armed for armed in self._armed if armed.number == order["id"]]:
-                self._armed.remove(armed)
-                self._fail(armed, "cancelled", "It was withdrawn before it happened.")
-        elif order["op"] == "ping":
-            self._tell(event="pong")
+        match order["op"]:
+            case "cancel_park":
+                for waiting in [waiting for waiting in self._waiting if waiting.number == order["id"]]:
+                    self._waiting.remove(waiting)
+                    self._fail(waiting, "cancelled", "It was withdrawn before it happened.")
+            case "keep":
+                self._keeps_each_cell = bool(order["each_cell"])
+                if order.get("now"):
+                    self.keep_state()
+            case "ping":
+                self._pings.append(order["id"])
 
     def _stop_listening(self) -> None:
         """The server let go. The kernel serves on; its lifeline ends it if it has to."""
@@ -176,10 +198,21 @@ class Parking:
             asyncio.get_running_loop().remove_reader(self._orders)
             self._poll.unregister(self._orders)
             self._orders = None
-        for order in self._armed:
-            os.close(order.fd)
-        self._armed = []
+        for order in self._waiting:
+            order.close()
+        self._waiting = []
 
     def _fail(self, order: ParkOrder, code: str, reason: str) -> None:
-        os.close(order.fd)
+        order.close()
         self._tell(event="park_failed", id=order.number, code=code, reason=reason, hint="")
+
+
+def is_step(request: dict[str, Any]) -> bool:
+    """Whether *request*, a message to the main shell, is a cell as people know it: what front ends run unseen
+    (variable inspectors, say) is no step to undo."""
+    content = request.get("content", {})
+    return (
+        request["header"]["msg_type"] == "execute_request"
+        and not content.get("silent", False)
+        and bool(content.get("store_history", True))
+    )

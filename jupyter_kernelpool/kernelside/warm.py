@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -122,7 +123,7 @@ class Warm:
             if order["op"] == "adopt":
                 return order, fds
             if order["op"] == "ping":
-                self.tell(event="pong")
+                self.tell(event="pong", id=order["id"])
 
     def serve(self) -> Life | None:
         """Run the kernel's loop; its first turn tells the server that whoever connects is answered.
@@ -147,10 +148,10 @@ class Warm:
         self.tell(event="serving")
         self.parking.listen(self.orders, self.tell)
 
-    def tell(self, **message: Any) -> None:
-        """Send *message* to the server; a server that is gone is no reason to fail."""
+    def tell(self, fds: Sequence[int] = (), **message: Any) -> None:
+        """Send *message*, and dups of *fds*, to the server; a server that is gone is no reason to fail."""
         with contextlib.suppress(OSError):
-            wire.send(self.orders, message)
+            wire.send(self.orders, {**message, "fds": len(fds)} if fds else message, list(fds))
 
 
 def adopt_surroundings(order: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from jupyter_kernelpool.channel import Channel
@@ -45,17 +45,19 @@ class Process:
         self.serving: asyncio.Future[None] = loop.create_future()
         self.hung_up: asyncio.Future[None] = loop.create_future()
         self._adopted: asyncio.Future[None] = loop.create_future()
-        self._pong: asyncio.Future[None] | None = None
+        self._pongs: dict[int, asyncio.Future[None]] = {}
         self._supervision = supervision
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
         self.kernel_info: dict[str, Any] | None = None
         self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."
         self.manifest: dict[str, Any] | None = None
+        self.on_kept: Callable[[socket.socket], None] | None = None
+        self.on_not_kept: Callable[[str], None] | None = None
         self._parks: dict[int, asyncio.Future[float]] = {}
-        self._park_ids = itertools.count(1)
+        self._ids = itertools.count(1)
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
-            future.add_done_callback(_retrieve)
+            future.add_done_callback(retrieve)
 
     @property
     def alive(self) -> bool:
@@ -92,18 +94,32 @@ class Process:
             text = f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s"
             raise LaunchFailed(text, reason="timeout") from error
 
-    async def check(self) -> bool:
-        """Whether a warm process answers (`PING_TIMEOUT` seconds at most)."""
+    async def check(self, timeout: float = PING_TIMEOUT) -> bool:
+        """Whether a warm process answers, or a serving one has come to rest between two messages of its main shell,
+        within *timeout* seconds. What the latter kept until then (`on_kept`) has been told.
+        """
         if not self.alive or self._channel is None:
             return self.alive
-        self._pong = asyncio.get_running_loop().create_future()
+        number = next(self._ids)
+        pong = self._pongs[number] = asyncio.get_running_loop().create_future()
         try:
-            self._channel.send({"op": "ping"})
-            async with asyncio.timeout(PING_TIMEOUT):
-                await self._pong
+            self._channel.send({"op": "ping", "id": number})
+            async with asyncio.timeout(timeout):
+                await pong
         except (TimeoutError, ConnectionError):
             return False
+        finally:
+            del self._pongs[number]
         return True
+
+    def keep_each_cell(self, on: bool, *, now: bool = False) -> None:
+        """Have the serving kernel park a fork of itself after each cell from now on, and with *now* one at once.
+
+        Each is told to `on_kept`, with the server's end of its socket, or why there is none to `on_not_kept`.
+        """
+        if self._channel is not None and self.alive:
+            with contextlib.suppress(ConnectionError):
+                self._channel.send({"op": "keep", "each_cell": on, "now": now})
 
     async def park(self, its: socket.socket, *, become: bool, reseed: bool = False, timeout: float) -> float:
         """Have the serving kernel fork itself between two cells; *its* is the new process's end of its own socket.
@@ -113,9 +129,9 @@ class Process:
         """
         if self._channel is None or not self.alive or not self.serving.done():
             raise WrongState(f"kernel process {self.pid} does not run", reason="not_running")
-        number = next(self._park_ids)
+        number = next(self._ids)
         answer = self._parks[number] = asyncio.get_running_loop().create_future()
-        order = {"op": "park", "id": number, "become": become, "reseed": reseed, "when": "idle"}
+        order = {"op": "park", "id": number, "become": become, "reseed": reseed}
         try:
             self._channel.send(order, [its.fileno()])
             done, _ = await asyncio.wait([answer], timeout=timeout)
@@ -176,8 +192,8 @@ class Process:
                 facts = {name: message.get(name, "") for name in ("reason", "traceback", "kind")}
                 _fail(self.ready, Unfit(message["reason"], **facts))
             case "pong":
-                if self._pong is not None:
-                    _settle(self._pong, None)
+                if message["id"] in self._pongs:
+                    _settle(self._pongs[message["id"]], None)
             case "adopted":
                 _settle(self._adopted, None)
             case "failed":
@@ -189,9 +205,21 @@ class Process:
             case "parked":
                 if message["id"] in self._parks:
                     _settle(self._parks[message["id"]], message["seconds"])
+            case "kept":
+                for descriptor in message.get("descriptors", ()):
+                    self._kept(socket.socket(fileno=descriptor))
+            case "park_failed" if message["id"] is None:
+                if self.on_not_kept is not None:
+                    self.on_not_kept(message["reason"])
             case "park_failed":
                 if message["id"] in self._parks:
                     _fail(self._parks[message["id"]], _refusal(message))
+
+    def _kept(self, parked: socket.socket) -> None:
+        if self.on_kept is not None:
+            self.on_kept(parked)
+        else:
+            parked.close()
 
     def _silent(self) -> None:
         gone = LaunchFailed(f"kernel process {self.pid or '(unnamed)'} ended while it was starting")
@@ -295,7 +323,7 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
+def retrieve(future: asyncio.Future[Any]) -> None:
     """Mark the exception as seen: not every one of a process's futures has somebody waiting."""
     if not future.cancelled():
         future.exception()

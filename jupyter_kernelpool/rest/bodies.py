@@ -6,6 +6,8 @@ from typing import Any
 
 from jupyter_kernelpool.errors import NotValid
 
+MISSING = object()
+
 
 class Body:
     """Takes the fields of *content* one by one; `done` refuses what is left. All raise `NotValid`."""
@@ -23,7 +25,14 @@ class Body:
 
     def count(self, name: str, default: int, *, least: int, most: int) -> int:
         """A whole number from *least* to *most*."""
-        value = self._take(name, default)
+        value = self.count_or_none(name, least=least, most=most)
+        return default if value is None else value
+
+    def count_or_none(self, name: str, *, least: int, most: int) -> int | None:
+        """The same; None if left out."""
+        value = self._take(name, MISSING)
+        if value is MISSING:
+            return None
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise NotValid(f"{name} = {value!r} must be a whole number from {least} to {most}", field=name)
         return value

@@ -1,4 +1,4 @@
-"""POST /kernels/{kernel}/fork and /restore, /kernels/{kernel}/checkpoints, /checkpoints/{id}, GET /lineage."""
+"""POST /kernels/{kernel}/fork, /restore and /undo, /kernels/{kernel}/checkpoints, /checkpoints/{id}, GET /lineage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from jupyter_kernelpool.lineage import Node
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute, error_body
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.models import Model, read_memory, rfc3339
+from jupyter_kernelpool.undo import Undo
 
 MOST_FORKS = 100
 LONGEST_WAIT = 3600.0
 PATIENCE = 30.0
+MOST_STEPS = 1000
 
 
 class ForkingHandler(KernelPoolHandler):
@@ -88,6 +90,22 @@ class RestoreHandler(ForkingHandler):
         source = checkpoint or forking.find_kernel(str(relative))
         await forking.restore(kernel_id, source, timeout=timeout)
         self.reply(self._kernel(forking, kernel_id))
+
+
+class UndoHandler(ForkingHandler):
+    """A kernel goes back some cells."""
+
+    @web.authenticated
+    @authorized_to_execute
+    async def post(self, kernel: str) -> None:
+        body = self.read_body()
+        steps = body.count("steps", 1, least=1, most=MOST_STEPS)
+        body.done()
+        manager = await self.working_manager()
+        kernel_id = manager.forking.find_kernel(kernel)
+        state = await manager.undo.undo(kernel_id, steps)
+        model = self._kernel(manager.forking, kernel_id)
+        self.reply({**model, "checkpoint": state.id, "undo": undo_model(manager.undo, kernel_id)})
 
 
 class KernelCheckpointsHandler(ForkingHandler):
@@ -174,6 +192,15 @@ def lineage_model(forking: Forking, kernel_id: str) -> Model | None:
     return {"parent": node.parent, "checkpoint": None}
 
 
+def undo_model(undo: Undo, kernel_id: str) -> Model:
+    """How many cells of the kernel can be undone: at most, and now."""
+    return {
+        "steps": undo.steps_of(kernel_id),
+        "available": undo.available(kernel_id),
+        "why": undo.why_not(kernel_id),
+    }
+
+
 def node_model(forking: Any, node: Node) -> Model:
     """A kernel or checkpoint in the forest."""
     return {
@@ -197,6 +224,7 @@ async def checkpoint_models(checkpoints: list[Checkpoint]) -> list[Model]:
             "created": rfc3339(one.created),
             "bytes": memory[one.parked.pid]["private"] if one.parked.pid in memory else None,
             "alive": one.parked.alive,
+            "automatic": one.automatic,
             "durable": False,
             "manifest": one.parked.manifest,
         }
@@ -207,6 +235,7 @@ async def checkpoint_models(checkpoints: list[Checkpoint]) -> list[Model]:
 ROUTES: list[tuple[Any, ...]] = [
     (PREFIX + r"/kernels/(?P<kernel>[^/]+)/fork", ForkHandler),
     (PREFIX + r"/kernels/(?P<kernel>[^/]+)/restore", RestoreHandler),
+    (PREFIX + r"/kernels/(?P<kernel>[^/]+)/undo", UndoHandler),
     (PREFIX + r"/kernels/(?P<kernel>[^/]+)/checkpoints", KernelCheckpointsHandler),
     (PREFIX + r"/checkpoints/(?P<checkpoint>[^/]+)", CheckpointHandler),
     (PREFIX + r"/checkpoints/(?P<checkpoint>[^/]+)/fork", CheckpointForkHandler),

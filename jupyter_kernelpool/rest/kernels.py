@@ -1,4 +1,4 @@
-"""GET /kernels, GET /kernels/{kernel}: every kernel of the server, and the story of each."""
+"""GET /kernels, GET and PATCH /kernels/{kernel}: every kernel of the server, and the story of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tornado import web
 from jupyter_kernelpool.errors import NotFound
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.manager import PoolingKernelManager
-from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
-from jupyter_kernelpool.rest.forks import lineage_model
+from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
+from jupyter_kernelpool.rest.bodies import Body
+from jupyter_kernelpool.rest.forks import MOST_STEPS, lineage_model, undo_model
 from jupyter_kernelpool.rest.models import Model, kernel_model
 
 
@@ -43,18 +44,34 @@ class KernelHandler(KernelPoolHandler):
             raise NotFound(f"there is no kernel {kernel!r}", kernel=kernel)
         self.reply(describe(self.kernel_manager, kernel_id))
 
+    @web.authenticated
+    @authorized_to_execute
+    async def patch(self, kernel: str) -> None:
+        body = Body(self.read_object())
+        name, steps = body.text("name"), body.count_or_none("undo_steps", least=0, most=MOST_STEPS)
+        body.done()
+        manager = await self.working_manager()
+        kernel_id = manager.forking.find_kernel(kernel)
+        if name is not None:
+            manager.forking.rename(kernel_id, name)
+        if steps is not None:
+            manager.undo.change(kernel_id, steps)
+        self.reply(describe(manager, kernel_id))
+
 
 def describe(manager: Any, kernel_id: str) -> Model:
     """The model of the kernel *kernel_id* of *manager*, which may be any kernel manager."""
     connections = getattr(manager, "_kernel_connections", {}).get(kernel_id, 0)
     model = kernel_model(kernel_id, manager.get_kernel(kernel_id), connections)
-    forking = manager.forking if isinstance(manager, PoolingKernelManager) else None
+    ours = isinstance(manager, PoolingKernelManager)
+    forking = manager.forking if ours else None
     why = forking.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
     return {
         **model,
         "given_name": forking.name_of(kernel_id) if forking is not None else None,
         "lineage": lineage_model(forking, kernel_id) if forking is not None else None,
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
+        "undo": undo_model(manager.undo, kernel_id) if ours else None,
         "capabilities": {"fork": {"available": why is None, "why": why}},
     }
 

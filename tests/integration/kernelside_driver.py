@@ -38,6 +38,7 @@ class Process:
         self.sock = sock
         self.pid = 0
         self.facts: dict[str, Any] = {}
+        self.fds: list[int] = []  # that came with the last message
 
     def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         wire.send(self.sock, message, fds)
@@ -47,7 +48,8 @@ class Process:
         assert readable(self.sock, timeout), f"no message from {self.pid} within {timeout} s"
         received = wire.receive(self.sock)
         assert received is not None, f"process {self.pid} let go"
-        return received[0]
+        message, self.fds = received
+        return message
 
     def expect(self, event: str) -> dict[str, Any]:
         message = self.receive()
@@ -129,21 +131,28 @@ class Kernel:
         assert reply["status"] == "ok", reply
         return printed
 
-    def order_park(self, *, become: bool = True, when: str = "idle", reseed: bool = False) -> tuple[int, Process]:
+    def order_park(self, *, become: bool = True, reseed: bool = False) -> tuple[int, Process]:
         """Send the order; returns its number and the process that is to be."""
         ours, its = socket.socketpair()
         number = next(self.host.ids)
-        self.process.send(
-            {"op": "park", "id": number, "become": become, "when": when, "reseed": reseed}, [its.fileno()]
-        )
+        self.process.send({"op": "park", "id": number, "become": become, "reseed": reseed}, [its.fileno()])
         its.close()
         return number, self.host.process(ours)
 
-    def park(self, *, become: bool = False, when: str = "idle", reseed: bool = False) -> Process:
+    def park(self, *, become: bool = False, reseed: bool = False) -> Process:
         """Fork the kernel; returns the process once it is there."""
-        number, process = self.order_park(become=become, when=when, reseed=reseed)
+        number, process = self.order_park(become=become, reseed=reseed)
         answer = self.process.expect("parked")
         assert answer["id"] == number
+        process.born()
+        process.facts["seconds"] = answer["seconds"]
+        return process
+
+    def kept(self) -> Process:
+        """The process that the kernel parked of its own accord, once it says so."""
+        answer = self.process.expect("kept")
+        (fd,) = self.process.fds
+        process = self.host.process(socket.socket(fileno=fd))
         process.born()
         process.facts["seconds"] = answer["seconds"]
         return process

@@ -161,23 +161,42 @@ def test_running_async_cell_is_not_disturbed(kp_kernel: Kernel, tmp_path: Path) 
     assert process.adopt(keep=True).run("print(x)") == "whole"
 
 
-def test_after_cell_takes_one_cell_each(kp_kernel: Kernel) -> None:
+def test_each_cell_is_kept_where_undo_is_on(kp_kernel: Kernel) -> None:
     kp_kernel.run("x = 0")
-    orders = [kp_kernel.order_park(become=False, when="after_cell") for _ in range(2)]
+    kp_kernel.process.send({"op": "keep", "each_cell": True, "now": True})
+    kept = [kp_kernel.kept()]
     kp_kernel.client.kernel_info(reply=True, timeout=10)  # no cell
-    for _ in range(3):
+    kp_kernel.run("x += 100", store_history=False)  # nor is what a front end runs unseen
+    for _ in range(3):  # queued: the second waits at the door until the first is kept
         kp_kernel.client.execute("x += 1")
-    assert kp_kernel.run("print(x)") == "3"
-    for value, (number, process) in enumerate(orders, start=1):
-        assert kp_kernel.process.expect("parked")["id"] == number
-        process.born()
+    kp_kernel.run("1 / 0", ok=False)
+    kept += [kp_kernel.kept() for _ in range(4)]
+    for process, value in zip(kept, (0, 101, 102, 103, 103), strict=True):
         forked = process.fork()
         forked.born()
         assert forked.adopt(keep=True).run("print(x)") == str(value)
+    kp_kernel.process.send({"op": "keep", "each_cell": False})
+    kp_kernel.run("x = 'no more'")
+    kp_kernel.process.send({"op": "ping", "id": 7})
+    assert kp_kernel.process.receive() == {"event": "pong", "id": 7}
+
+
+def test_ping_is_answered_between_messages_and_after_what_was_kept(kp_kernel: Kernel) -> None:
+    kp_kernel.process.send({"op": "keep", "each_cell": True})
+    for wait in ("time.sleep(0.5)", "await asyncio.sleep(0.5)"):
+        kp_kernel.client.execute(f"import asyncio, time; {wait}")
+        time.sleep(0.2)
+        kp_kernel.process.send({"op": "ping", "id": 8})
+        with pytest.raises(AssertionError, match="no message"):
+            kp_kernel.process.receive(timeout=0.1)
+        kp_kernel.kept()
+        assert kp_kernel.process.receive()["event"] == "pong"
 
 
 def test_order_can_be_withdrawn(kp_kernel: Kernel) -> None:
-    number, process = kp_kernel.order_park(when="after_cell")
+    kp_kernel.client.execute("import time; time.sleep(0.5)")
+    time.sleep(0.2)
+    number, process = kp_kernel.order_park()
     kp_kernel.process.send({"op": "cancel_park", "id": number})
     answer = kp_kernel.process.expect("park_failed")
     assert (answer["id"], answer["code"]) == (number, "cancelled")
@@ -186,7 +205,9 @@ def test_order_can_be_withdrawn(kp_kernel: Kernel) -> None:
 
 
 def test_orders_that_never_came_due_are_cancelled_at_shutdown(kp_kernel: Kernel) -> None:
-    number, _ = kp_kernel.order_park(when="after_cell")
+    kp_kernel.client.execute("import time; time.sleep(0.5)")
+    time.sleep(0.2)
+    number, _ = kp_kernel.order_park()
     kp_kernel.client.shutdown()
     answer = kp_kernel.process.expect("park_failed")
     assert (answer["id"], answer["code"]) == (number, "cancelled")
