@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jupyter_kernelpool.checkpoints.memory import Family, Kept, MemoryBound
 from jupyter_kernelpool.checkpoints.parked import Parked, fork_live
 from jupyter_kernelpool.errors import (
     Busy,
@@ -75,6 +76,7 @@ class Forking:
         self.checkpoints: dict[str, Checkpoint] = {}
         self.names: dict[str, str] = {}  # given name -> kernel id
         self._changing: set[str] = set()  # kernels whose process is being replaced
+        self._memory = MemoryBound(manager.pool.max_checkpoint_memory, self._families, self._drop_if_there)
 
     @property
     def supervision(self) -> Supervision:
@@ -194,6 +196,7 @@ class Forking:
         self._enter_kernel(kernel_id)
         self.checkpoints[checkpoint.id] = checkpoint
         self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))
+        self._memory.poke()
         return checkpoint
 
     def drop(self, key: str) -> None:
@@ -248,6 +251,7 @@ class Forking:
 
     def close(self) -> None:
         """The server stops: end every checkpoint."""
+        self._memory.close()
         for key in list(self.checkpoints):
             self.drop(key)
 
@@ -270,6 +274,24 @@ class Forking:
         if not process.serving.done():
             raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
         return process
+
+    def _families(self) -> list[Family]:
+        """What there is for the bound on memory to look at."""
+        kept: dict[str, list[Kept]] = {}
+        for one in self.checkpoints.values():
+            if one.parked.pid:
+                kept.setdefault(one.kernel_id, []).append(Kept(one.id, one.parked.pid, one.name is None))
+        return [Family(self._pid_of(kernel_id), tuple(found)) for kernel_id, found in kept.items()]
+
+    def _pid_of(self, kernel_id: str) -> int:
+        try:
+            return self.process_of(kernel_id).pid
+        except KernelPoolError:
+            return 0
+
+    def _drop_if_there(self, key: str) -> None:
+        if key in self.checkpoints:
+            self.drop(key)
 
     async def _until_at_rest(self, kernel: Any, process: Process) -> None:
         """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which

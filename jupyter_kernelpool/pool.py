@@ -174,6 +174,14 @@ class KernelPool(LoggingConfigurable):
         help="""Checkpoints that a kernel may have. Beyond it the oldest without a name is dropped; where all have
         names, no more are taken. Each costs what changes in the kernel afterwards.""",
     )
+    max_checkpoint_memory = Integer(
+        0,
+        min=0,
+        config=True,
+        help="""Bytes that the checkpoints of all kernels may cost together: what would be free without them. Beyond
+        it the oldest without a name go, first those of the kernel whose cost most. 0 stands for a quarter of the
+        machine's memory.""",
+    )
     undo_steps = Integer(
         0,
         min=0,

@@ -191,3 +191,19 @@ def test_a_kernel_can_be_named(kp_server: Server, kernel: str) -> None:
     (forked,) = fork(kp_server, "study", name="analysis")
     status, refused = kp_server.call(f"{API}/kernels/{forked}", "PATCH", {"name": "study"})
     assert (status, refused["code"]) == (409, "name_taken")
+
+
+def test_what_checkpoints_cost_together_is_bounded(kp_start: Any) -> None:
+    size = 30_000_000
+    server = kp_start("--KernelPool.undo_steps=20", f"--KernelPool.max_checkpoint_memory={4 * size}")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    client = server.client(kernel)
+    server.run(client, f"x = bytearray(b'1') * {size}")
+    kept = checkpoint(server, kernel, name="kept")
+    for number in range(8):
+        server.run(client, f"x[:] = bytes([{number}]) * {size}; step = {number}")
+    eventually(lambda: len(automatic(server, kernel)) <= 4, "what was changed since is kept as often as it fits")
+    undo(server, kernel)
+    assert server.run(server.client(kernel), "print(step, x[0], x[-1])") == "6 6 6"
+    assert kept in server_checkpoints(server, kernel), "what has a name is not dropped for it"

@@ -25,6 +25,16 @@ OPERATIONS = [
     ("DELETE", "/pools/python3", "write", "kernelpool"),
     ("GET", "/kernels", "read", "kernels"),
     ("GET", "/kernels/x", "read", "kernels"),
+    ("PATCH", "/kernels/x", "execute", "kernels"),
+    ("POST", "/kernels/x/fork", "execute", "kernels"),
+    ("POST", "/kernels/x/restore", "execute", "kernels"),
+    ("POST", "/kernels/x/undo", "execute", "kernels"),
+    ("GET", "/kernels/x/checkpoints", "read", "kernels"),
+    ("POST", "/kernels/x/checkpoints", "execute", "kernels"),
+    ("GET", "/checkpoints/x", "read", "kernels"),
+    ("DELETE", "/checkpoints/x", "execute", "kernels"),
+    ("POST", "/checkpoints/x/fork", "execute", "kernels"),
+    ("GET", "/lineage", "read", "kernels"),
     ("GET", "/openapi.json", "read", "kernels"),
 ]
 WRITES = [(method, path) for method, path, action, _ in OPERATIONS if action == "write"]
@@ -186,7 +196,7 @@ async def test_paths_that_are_no_routes_answer_json(kp_call: Any, method: str, p
     assert (reply.code, reply.model["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize("method, path", [("DELETE", "/pool"), ("PUT", "/pools"), ("PATCH", "/kernels/x")])
+@pytest.mark.parametrize("method, path", [("DELETE", "/pool"), ("PUT", "/pools"), ("PUT", "/kernels/x")])
 async def test_verbs_that_a_route_does_not_take(kp_call: Any, method: str, path: str) -> None:
     reply = await kp_call(method, path, raw=b"{}")
     assert (reply.code, reply.model["code"]) == (405, "method_not_allowed")
