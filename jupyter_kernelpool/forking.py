@@ -171,6 +171,14 @@ class Forking:
         Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
         """
         process = self.process_of(kernel_id)
+        surplus = self.refuse_checkpoint(kernel_id, name)
+        parked = await Parked.take(process, self.supervision, timeout=timeout)
+        for other in surplus:
+            self._drop_if_there(other.id)
+        return self.enter_checkpoint(kernel_id, parked, name=name)
+
+    def refuse_checkpoint(self, kernel_id: str, name: str | None) -> list[Checkpoint]:
+        """Raise `NameTaken` or `WrongState` if the kernel can't have one more; returns those that would have to go."""
         own = [other for other in self.checkpoints_of(kernel_id) if not other.automatic]
         if name is not None and any(other.name == name for other in own):
             raise NameTaken(f"the kernel has a checkpoint {name!r} already", name=name)
@@ -181,10 +189,7 @@ class Forking:
                 f"the kernel has {len(own)} checkpoints with names, and KernelPool.max_checkpoints is {most}",
                 reason="too_many",
             )
-        parked = await Parked.take(process, self.supervision, timeout=timeout)
-        for other in spare[: max(0, len(own) + 1 - most)]:
-            self.drop(other.id)
-        return self.enter_checkpoint(kernel_id, parked, name=name)
+        return spare[: max(0, len(own) + 1 - most)]
 
     def enter_checkpoint(
         self, kernel_id: str, parked: Parked, *, name: str | None = None, automatic: bool = False
@@ -304,16 +309,23 @@ class Forking:
                 raise Busy("a cell is running; interrupt it first, or wait")
             await asyncio.sleep(REST_TIMEOUT / 20)
 
-    @contextlib.contextmanager
-    def _reserved_names(self, name: str | None, count: int) -> Iterator[list[str | None]]:
-        """The names of *count* forks, kept free of others meanwhile; raises `NameTaken`."""
+    def refuse_taken(self, name: str | None, count: int) -> list[str]:
+        """The names that *count* forks called *name* get, none without one; raises `NameTaken` if one is."""
         if name is None:
-            yield [None] * count
-            return
+            return []
         names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
         for each in names:
             if each in self.names or each in self._manager:
                 raise NameTaken(f"there is a kernel {each!r} already", name=each)
+        return names
+
+    @contextlib.contextmanager
+    def _reserved_names(self, name: str | None, count: int) -> Iterator[list[str | None]]:
+        """The names of *count* forks, kept free of others meanwhile; raises `NameTaken`."""
+        names = self.refuse_taken(name, count)
+        if name is None:
+            yield [None] * count
+            return
         self.names.update(dict.fromkeys(names, ""))
         try:
             yield list(names)

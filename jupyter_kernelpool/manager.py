@@ -30,6 +30,7 @@ from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
 from jupyter_kernelpool.undo import Undo
+from jupyter_kernelpool.wishes import Wishes
 
 RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
@@ -56,6 +57,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.undo.serves(self.kernel_id, process)
+            self.parent.wishes.serves(self.kernel_id, process)
 
     @default("event_logger")
     def _default_event_logger(self) -> EventLogger:
@@ -88,6 +90,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.keeper = Keeper(self.pool, self._foresee)
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
+        self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
         self._turns = Turns()
         self._ids_starting: set[str] = set()
         self._next_is_temporary = False
@@ -126,6 +129,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
         if self._starting is not None:
+            self.wishes.close()
             self.forking.close()
             await self.keeper.stop()
             await self.pool.close()

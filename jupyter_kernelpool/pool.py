@@ -191,6 +191,12 @@ class KernelPool(LoggingConfigurable):
         automatic checkpoint, the last undo_steps of them (max_checkpoints does not count them). PATCH
         /kernels/{kernel} changes it for one kernel.""",
     )
+    magics = Bool(
+        True,
+        config=True,
+        help="""Whether cells may fork their own kernel, keep and restore it, with %fork, %checkpoint, %restore and
+        %undo. They need no token: they reach the server through the kernel's private socket.""",
+    )
     launchers = List(
         Type(klass=Launcher),
         default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],

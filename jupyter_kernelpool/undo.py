@@ -72,17 +72,12 @@ class Undo:
         Raises `WrongState` where undo is off (`reason` undo_is_off) or so much is not kept (`too_far`), `Busy` while
         a cell runs, and as `Forking.restore`; the kernel is as it was then.
         """
-        if not self.steps_of(kernel_id):
-            raise WrongState("undo is off for this kernel; KernelPool.undo_steps switches it on", reason="undo_is_off")
+        self.refuse_off(kernel_id)
         process = self._forking.process_of(kernel_id)
         if not await process.check(1.0):  # after it, each cell that ended has been told
             raise Busy("a cell is running; interrupt it first, or wait")
-        states, available = self.states_of(kernel_id), self.available(kernel_id)
-        if steps > available:
-            text = f"{steps} cells back is too far: {available} can be undone"
-            why = self.why_not(kernel_id)
-            raise WrongState(f"{text} ({why})" if why else text, reason="too_far", available=available)
-        position = available - steps
+        self.refuse_too_far(kernel_id, steps)
+        states, position = self.states_of(kernel_id), self.available(kernel_id) - steps
         state = states[position]
         await state.parked.ready()
         self._goes_back.add(kernel_id)
@@ -94,6 +89,22 @@ class Undo:
         for later in states[position + 1 :]:
             self._drop(later)
         return state
+
+    def refuse_off(self, kernel_id: str) -> None:
+        """Raise `WrongState` where undo is off."""
+        if not self.steps_of(kernel_id):
+            raise WrongState(
+                "undo is off for this kernel; KernelPool.undo_steps, or %undo on, switches it on", reason="undo_is_off"
+            )
+
+    def refuse_too_far(self, kernel_id: str, steps: int) -> None:
+        """Raise `WrongState` where undo is off, or *steps* cells can't be undone."""
+        self.refuse_off(kernel_id)
+        available = self.available(kernel_id)
+        if steps > available:
+            text = f"{steps} cells back is too far: {available} can be undone"
+            why = self.why_not(kernel_id)
+            raise WrongState(f"{text} ({why})" if why else text, reason="too_far", available=available)
 
     def forget(self, kernel_id: str) -> None:
         """The kernel has ended; its checkpoints end with it."""

@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
+from jupyter_server.services.kernels.connection.base import (
+    deserialize_binary_message,
+    deserialize_msg_from_ws_v1,
+)
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 from jupyter_kernelpool.launchers.base import Process
@@ -25,7 +30,8 @@ class Prompt:
     """Mixin over any kernel websocket connection class of jupyter_server's.
 
     After a restart the client's ZeroMQ sockets reconnect to the successor within milliseconds, and what that
-    publishes before they have is lost. So what a client sends meanwhile is held until its iopub is heard.
+    publishes before they have is lost. So what a client sends meanwhile is held until its iopub is heard. What it
+    sends to run in a process that is about to be replaced is held for the next one.
     """
 
     websocket_handler: Any
@@ -34,6 +40,7 @@ class Prompt:
     channels: Any
     kernel_info_timeout: float
     kernel_id: str
+    subprotocol: Any
     log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
@@ -68,7 +75,9 @@ class Prompt:
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """As stock; held first while a restart is under way."""
-        if not self._held and self._hears(self._process()):
+        process = self._process()
+        leaving = isinstance(process, Process) and not process.stays.is_set()
+        if (leaving and not self._is_for_shell(incoming_msg)) or (not self._held and self._hears(process)):
             super().handle_incoming_message(incoming_msg)  # type: ignore[misc]
             return
         self._held.append(incoming_msg)
@@ -97,10 +106,19 @@ class Prompt:
         if getattr(self.kernel_manager, "pooled", None) is None:
             return True
         if isinstance(process, Process):
-            return process is self._subscribed and process.alive
+            return process is self._subscribed and process.alive and process.stays.is_set()
         return process is not None  # one that stock started: as slow to come back as stock's
 
+    def _is_for_shell(self, incoming_msg: Any) -> bool:
+        if self.subprotocol == "v1.kernel.websocket.jupyter.org":
+            return bool(deserialize_msg_from_ws_v1(incoming_msg)[0] == "shell")
+        message = deserialize_binary_message if isinstance(incoming_msg, bytes) else json.loads
+        return bool(message(incoming_msg).get("channel", "shell") == "shell")
+
     async def _deliver_held(self) -> None:
+        leaving = self._process()
+        if isinstance(leaving, Process):
+            await leaving.stays.wait()
         with contextlib.suppress(TimeoutError):  # a kernel that is dead or silent gets it nevertheless, as with stock
             async with asyncio.timeout(HOLD_TIMEOUT):
                 while not self._hears(process := self._process()):

@@ -24,6 +24,7 @@ from ipykernel.kernelapp import IPKernelApp
 from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import new_id
 
+from . import magics
 from .history import LateHistory, without_history
 from .machinery import Machinery
 
@@ -78,6 +79,7 @@ class UnboundKernelApp(IPKernelApp):
     _module_files: list[str] | None = None
     _patched_once = False
     machinery: Machinery
+    parking: Any  # the orders to this kernel; its magics ask through it
     _complete = False
     _binding: list[Any]
 
@@ -111,6 +113,7 @@ class UnboundKernelApp(IPKernelApp):
                 user_ns=self.user_ns,
             )
         )
+        magics.load(self.shell)
         self._module_files = [
             file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))
         ]
@@ -152,6 +155,8 @@ class UnboundKernelApp(IPKernelApp):
             prebuilt.kernel = self.kernel
         self.init_path()
         self.init_shell()
+        if self.shell is not None:
+            magics.load(self.shell)
         if attend is not None:
             attend(self.kernel)
         self.kernel.start()

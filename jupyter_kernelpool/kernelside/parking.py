@@ -20,6 +20,8 @@ from typing import Any
 from . import wire
 from .turnstile import Turnstile, stand_between_messages
 
+ANSWER_TIMEOUT = 10.0
+
 
 @dataclass
 class ParkOrder:
@@ -53,7 +55,10 @@ class Parking:
         self._waiting: list[ParkOrder] = []
         self._due: list[ParkOrder] = []
         self._keeps_each_cell = False
+        self._skips_cell = False
         self._pings: list[Any] = []
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._report: Callable[[dict[str, Any]], None] = lambda _: None
         self._orders: socket.socket | None = None
         self._poll = select.poll()
         self._pid = os.getpid()
@@ -74,13 +79,19 @@ class Parking:
             if threading.get_ident() == main:  # else it is a subshell's
                 self.context = copy_context()
                 if is_step(kernel.get_parent("shell")):
-                    self.keep_state()
+                    self._step_over()
 
         kernel.post_handler_hook = post_handler_hook
 
-    def listen(self, orders: socket.socket, tell: Callable[..., None]) -> None:
-        """Obey what comes on *orders* from now on, answer with *tell*; on the main loop, once the kernel serves."""
+    def listen(
+        self, orders: socket.socket, tell: Callable[..., None], report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Obey what comes on *orders* from now on, answer with *tell*; on the main loop, once the kernel serves.
+
+        *report* is given what came of a wish.
+        """
         self._tell = tell
+        self._report = report
         self._pid = os.getpid()
         self._orders = orders
         self._poll.register(orders, select.POLLIN)
@@ -113,22 +124,50 @@ class Parking:
         for order in [*self._waiting, *self._due]:
             order.close()
         self._waiting, self._due = [], []
-        self._keeps_each_cell, self._pings = False, []
+        self._keeps_each_cell, self._skips_cell, self._pings, self._answers = False, False, [], {}
         self.stopped_at = 0.0
         if self._orders is not None:
             self._poll.unregister(self._orders)
             self._orders = None
 
-    def keep_state(self) -> None:
-        """Where undo is on: have the present state kept before the next message; called when a cell has run.
+    def _step_over(self) -> None:
+        """A cell has run, and its idle status is not told yet."""
+        skips, self._skips_cell = self._skips_cell, False
+        if self._keeps_each_cell and not skips:
+            self._keep_state()
+
+    def _keep_state(self) -> None:
+        """Have the present state kept before the next message.
 
         A server that does not read what it is told gets no more of them.
         """
-        if not self._keeps_each_cell or self._orders is None:
-            return
-        if select.select([], [self._orders], [], 0)[1]:
+        if self._orders is not None and select.select([], [self._orders], [], 0)[1]:
             servers, its = socket.socketpair()
             self._waiting.append(ParkOrder(None, False, False, its.detach(), servers.detach()))
+
+    def skip_this_cell(self) -> None:
+        """The state after the cell that runs is not to be kept."""
+        self._skips_cell = True
+
+    def ask(self, **wish: Any) -> dict[str, Any]:
+        """Tell the server of a *wish*, and wait for what it says; on the main thread, in a cell.
+
+        Raises `ConnectionError` when it does not say anything.
+        """
+        self._refuse_without_server()
+        number = len(self._answers) + 1
+        self._answers[number] = {}
+        self._tell(event="wish", id=number, **wish)
+        while not self._answers[number]:
+            if not self._poll.poll(ANSWER_TIMEOUT * 1000):
+                raise ConnectionError("The server does not answer.")
+            self._read()
+            self._refuse_without_server()
+        return self._answers[number]
+
+    def _refuse_without_server(self) -> None:
+        if self._orders is None or os.getpid() != self._pid:
+            raise ConnectionError("This kernel has no server behind it that could do that.")
 
     def _readable(self) -> None:
         self._read()
@@ -188,7 +227,11 @@ class Parking:
             case "keep":
                 self._keeps_each_cell = bool(order["each_cell"])
                 if order.get("now"):
-                    self.keep_state()
+                    self._keep_state()
+            case "answer":
+                self._answers[order["id"]] = order
+            case "report":
+                self._report(order)
             case "ping":
                 self._pings.append(order["id"])
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
-from . import FIRST_ENVIRONMENT, wire
+from . import FIRST_ENVIRONMENT, magics, wire
 from . import app as kernel_app
 from .become import settle_random_streams, start_again
 from .endings import leave
@@ -66,6 +66,7 @@ class Warm:
         self.context = inheritance.context if inheritance is not None else None
         self.parking: Parking = inheritance.parking if inheritance is not None else Parking()
         self.libraries: Libraries = inheritance.libraries if inheritance is not None else Libraries()
+        app.parking = self.parking
         self.never: str | None = None  # why it can't be forked
         self.uncollected: dict[int, int] = {}  # pidfd -> pid: what stood between us and our forks
 
@@ -146,7 +147,7 @@ class Warm:
 
     def _begin_serving(self) -> None:
         self.tell(event="serving")
-        self.parking.listen(self.orders, self.tell)
+        self.parking.listen(self.orders, self.tell, lambda order: magics.report(self.app.kernel, order))
 
     def tell(self, fds: Sequence[int] = (), **message: Any) -> None:
         """Send *message*, and dups of *fds*, to the server; a server that is gone is no reason to fail."""

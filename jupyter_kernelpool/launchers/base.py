@@ -50,10 +50,13 @@ class Process:
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
         self.kernel_info: dict[str, Any] | None = None
+        self.stays = asyncio.Event()  # not set: it asked to be replaced, and is when its cell has ended
+        self.stays.set()
         self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."
         self.manifest: dict[str, Any] | None = None
         self.on_kept: Callable[[socket.socket], None] | None = None
         self.on_not_kept: Callable[[str], None] | None = None
+        self.on_wish: Callable[[dict[str, Any]], None] | None = None
         self._parks: dict[int, asyncio.Future[float]] = {}
         self._ids = itertools.count(1)
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
@@ -117,9 +120,7 @@ class Process:
 
         Each is told to `on_kept`, with the server's end of its socket, or why there is none to `on_not_kept`.
         """
-        if self._channel is not None and self.alive:
-            with contextlib.suppress(ConnectionError):
-                self._channel.send({"op": "keep", "each_cell": on, "now": now})
+        self._tell({"op": "keep", "each_cell": on, "now": now})
 
     async def park(self, its: socket.socket, *, become: bool, reseed: bool = False, timeout: float) -> float:
         """Have the serving kernel fork itself between two cells; *its* is the new process's end of its own socket.
@@ -148,6 +149,14 @@ class Process:
             raise WrongState(f"kernel process {self.pid} is gone", reason="not_running") from error
         finally:
             self._parks.pop(number, None)
+
+    def answer(self, number: int, *, text: str = "", error: str | None = None) -> None:
+        """What the kernel, whose cell waits for it, is told about its wish *number*."""
+        self._tell({"op": "answer", "id": number, "text": text, "error": error})
+
+    def report(self, display: str, parent: dict[str, Any], text: str) -> None:
+        """What came of a wish: *text* goes to the display of the cell *parent*, which has ended."""
+        self._tell({"op": "report", "display": display, "parent": parent, "text": text})
 
     def discard(self, why: str) -> None:
         """End a process that nobody owns; returns at once."""
@@ -202,6 +211,10 @@ class Process:
                 _settle(self.serving, None)
             case "closed":
                 _settle(self.hung_up, None)
+            case "wish" if self.on_wish is not None:
+                self.on_wish(message)
+            case "wish":
+                self.answer(message["id"], error="This kernel has no server behind it that could do that")
             case "parked":
                 if message["id"] in self._parks:
                     _settle(self._parks[message["id"]], message["seconds"])
@@ -214,6 +227,11 @@ class Process:
             case "park_failed":
                 if message["id"] in self._parks:
                     _fail(self._parks[message["id"]], _refusal(message))
+
+    def _tell(self, order: dict[str, Any]) -> None:
+        if self._channel is not None and self.alive:
+            with contextlib.suppress(ConnectionError):
+                self._channel.send(order)
 
     def _kept(self, parked: socket.socket) -> None:
         if self.on_kept is not None:
