@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -91,6 +92,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         if self.pooled is None or self.pooled.claimed is None:
             await super()._async_post_start_kernel(**kw)
             return
+        _ = self.context  # where nobody gave one, stock makes it here: it is then closed when the kernel is shut down
         self.start_restarter()
         await self.pooled.post_launch(**kw)
 
@@ -169,9 +171,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         spec = self.kernel_spec
         if spec is None or not is_ours_to_provision(spec, self.parent):
             return
-        self.kernel_id = self.kernel_id or kw.get("kernel_id")
-        if not self.kernel_id:
-            return
+        self.kernel_id = self.kernel_id or kw.get("kernel_id") or str(uuid.uuid4())  # as stock would a line later
         provisioner = PoolProvisioner(manager=self, kernel_id=self.kernel_id, kernel_spec=spec)
         provisioner.pool = self.pool
         provisioner.on_exit = self._kernel_exited

@@ -41,32 +41,32 @@ class Suite:
 
 
 SERVER = ("tests/services/kernels", "tests/services/sessions")
+CLIENT = (
+    "tests/test_manager.py",
+    "tests/test_kernelmanager.py",
+    "tests/test_multikernelmanager.py",
+    "tests/test_restarter.py",
+)
+CLIENT_OPTIONS = (
+    *("-p", "upstream_client"),
+    "-k",
+    "async or required_transport_encryption or start_new_kernel or templated_kspec_env"
+    " or (test_signal_kernel_subprocesses and not Gracefully)",
+)
 SUITES = {
     # All of them, as they are: the extension's defaults serve where a test names no manager, and
     # where one names a manager (synchronous, asynchronous, NewPorts) that manager is respected.
     "server-with-extension": Suite("jupyter_server", SERVER, ("-p", "upstream_server"), 180, "hits", 13),
     # Those that name the asynchronous manager, plain or with pending kernels, on ours.
     "server-on-our-manager": Suite("jupyter_server", SERVER, ("-p", "upstream_server", "--pooled"), 56, "hits", 33),
-    # Those that make an asynchronous kernel manager: the other tests never meet our class.
-    "client-on-our-kernel-manager": Suite(
-        "jupyter_client",
-        (
-            "tests/test_manager.py",
-            "tests/test_kernelmanager.py",
-            "tests/test_multikernelmanager.py",
-            "tests/test_restarter.py",
-        ),
-        (
-            *("-p", "upstream_client"),
-            *("--kernel-manager", "jupyter_kernelpool.manager.PooledKernelManager"),
-            "-k",
-            "async or required_transport_encryption or start_new_kernel or templated_kspec_env"
-            " or (test_signal_kernel_subprocesses and not Gracefully)",
-        ),
-        43,
-        "ours",
-        43,
-    ),
+    # Those that make an asynchronous kernel manager: the other tests never meet our class. Without a pool it is stock.
+    "client-on-our-kernel-manager": Suite("jupyter_client", CLIENT, CLIENT_OPTIONS, 43, "ours", 43),
+    # The same with a pool, where every start has to be a claim unless the plugin knows why it can't be. No claim is
+    # possible in ten: five start no kernel (`test_get_connect_info`, `test_required_transport_encryption…`), the
+    # kernels of four fail to start (`test_bad_kernelspec…`, `test_async_restarter_gives_up`), and in
+    # `test_async_restart_check[ipc]` the kernel is a program of its own, which can be warm on tcp only.
+    # `tests/integration/test_client_twins.py` has twins on claimed kernels of those that are about a running kernel.
+    "client-on-the-claimed-path": Suite("jupyter_client", CLIENT, (*CLIENT_OPTIONS, "--pooled"), 43, "hits", 33),
 }
 
 
