@@ -68,9 +68,9 @@ def traces(server: Server) -> Traces:
 
 def nothing_left(left: Callable[[], list[str]], timeout: float = SOON) -> None:
     deadline = time.monotonic() + timeout
-    while left() and time.monotonic() < deadline:
+    while (found := left()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left() == []
+    assert found == [], found
 
 
 def supervisor_is_ready(server: Server, former: psutil.Process) -> bool:
