@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jupyter_client.connect import LocalPortCache
@@ -20,10 +21,14 @@ BACKLOG = 128
 
 
 class Identity:
-    """The listeners of one kernel id; *manager* is its KernelManager, which holds ports, key and file."""
+    """The listeners of one kernel id; *manager* is its KernelManager, which holds ports, key and file.
 
-    def __init__(self, manager: Any) -> None:
+    *guard* is told of each socket file before it is made, so that none stays when the server is killed.
+    """
+
+    def __init__(self, manager: Any, guard: Callable[[Sequence[str]], None] = lambda paths: None) -> None:
         self._manager = manager
+        self._guard = guard
         self._listeners: list[socket.socket] = []
         self._entered_ports: list[int] = []
 
@@ -117,6 +122,7 @@ class Identity:
             port = 1
             while os.path.exists(f"{base}-{port}"):
                 port += 1
+            self._guard([f"{base}-{port}"])
             listener.bind(f"{base}-{port}")
         except OSError:
             listener.close()

@@ -24,6 +24,7 @@ QUIET_INTERVAL = 2.0
 CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
+SUPERVISE_EVERY = 1.0
 
 
 class Keeper:
@@ -39,6 +40,7 @@ class Keeper:
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
+        self._supervised = 0.0
 
     def start(self) -> None:
         """Begin, on the running event loop; a second call changes nothing."""
@@ -71,6 +73,9 @@ class Keeper:
         if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
             self._looked_at_host = now
             self._host = await asyncio.to_thread(self._look)
+        if self.pool.supervision.lost and self.pool.active and now - self._supervised > SUPERVISE_EVERY:
+            self._supervised = now
+            self._begin(self._supervise())
         if self.pool.paused or not self.pool.active:
             return []
         self._follow_kernelspecs()
@@ -148,6 +153,13 @@ class Keeper:
     async def _look_for(self, name: str) -> None:
         if self._foresee is None or await self._foresee(name):
             self.missing.pop(name, None)
+
+    async def _supervise(self) -> None:
+        """Replace a supervisor that ended, also where nothing is to be launched: it clears away after the server."""
+        try:
+            await self.pool.supervision.start()
+        except SupervisorGone as error:
+            self.log.warning("%s", error)
 
     async def _launch(self, pool: RecipePool) -> None:
         pool.starting -= 1

@@ -44,7 +44,7 @@ class PoolProvisioner(LocalProvisioner):
         # Without `parent`, which would merge the whole configuration (0.5 ms) for a class without options.
         super().__init__(**kwargs)
         self.parent = manager
-        self.identity = Identity(manager)
+        self.identity = Identity(manager, lambda paths: self.pool.supervision.guard(paths))
         self.record: Record | None = None
         self.temporary = False
         self.created = time.time()
@@ -65,6 +65,8 @@ class PoolProvisioner(LocalProvisioner):
         (with `jupyter_session`) exactly once.
         """
         manager: Any = self.parent
+        if manager.connection_file:  # before it is written: the server may be killed just then
+            self.pool.supervision.guard([manager.connection_file])
         self._recipe_pool = None
         self._asked = self._request(kwargs)
         if self.origin is not None:

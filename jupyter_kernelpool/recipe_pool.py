@@ -290,7 +290,10 @@ class RecipePool:
         """Have a template that ended loaded again, before anybody needs it; later each time, if it ends again."""
         if self.stage is Stage.READY and self.launcher is not None and not self.launcher.alive:
             self.stage = Stage.DOWN
-            self._failed(LaunchFailed("the template ended; another one is loaded"))
+            error = LaunchFailed("the template ended; another one is loaded")
+            self._failed(error)
+            while self.waiting > self.starting:  # a launch under way fails by itself, and refuses its waiter
+                self._refuse(error)
 
     async def launch_one(self) -> None:
         """Start one kernel and give it to whoever needs it; a failure is noted, and told to its waiter."""

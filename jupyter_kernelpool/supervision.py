@@ -44,6 +44,16 @@ class Supervision:
         """Whether orders can be sent right now."""
         return self._channel is not None and not self._channel.closed
 
+    @property
+    def ready(self) -> bool:
+        """Whether a supervisor runs that knows all that it is to clear away."""
+        return self.alive and self._ready is not None and self._ready.done()
+
+    @property
+    def lost(self) -> bool:
+        """Whether there was a supervisor, and none runs now."""
+        return self._channel is not None and self._channel.closed
+
     async def start(self) -> None:
         """Make sure that a supervisor runs; raises `SupervisorGone` when it does not come up in time."""
         if self._ready is None or (self._ready.done() and not self.alive):

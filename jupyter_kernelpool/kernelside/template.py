@@ -117,7 +117,6 @@ def import_what_a_kernel_imports_first() -> None:
         "ipykernel.iostream",
         "ipykernel.zmqshell",
         "jupyter_client.localinterfaces",
-        "matplotlib_inline.config",
         "psutil",
         "sqlite3",
         "IPython.core.completerlib",

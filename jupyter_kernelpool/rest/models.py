@@ -64,7 +64,7 @@ def capabilities(manager: Any, why: str | None) -> Model:
     for name, way in WAYS.items():
         reason = why or (None if way in offered else "KernelPool.launchers does not name it")
         found[name] = {"available": reason is None, "why": reason}
-    alive = pool is not None and pool.supervision.alive
+    alive = pool is not None and pool.supervision.ready
     found["supervisor"] = {"alive": alive, "pid": pool.supervision.pid if pool and alive else None}
     found["platform"] = {
         "system": sys.platform,

@@ -16,12 +16,21 @@ import psutil
 import pytest
 
 from .conftest import Server, eventually, gone
-from .traces import files, is_kernelside, listeners, listening, traces, warm_processes, write_spec
+from .traces import (
+    SOON,
+    files,
+    is_kernelside,
+    listeners,
+    listening,
+    nothing_left,
+    supervisor_is_ready,
+    traces,
+    warm_processes,
+    write_spec,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-# How long the machine may take to clear away what SIGKILL left, seconds.
-SOON = 8.0
 BUSY = "while True: pass"
 STUCK_IN_C = "import ctypes; ctypes.PyDLL(None).sleep(1000)"  # PyDLL holds the GIL
 
@@ -57,13 +66,6 @@ def populate(server: Server) -> dict[str, str]:
             eventually(lambda kernel=kernel: is_spinning(pid_of(server, kernel)), "it spins")
     server.wait_warm()
     return kernels
-
-
-def nothing_left(left: Callable[[], list[str]], timeout: float = SOON) -> None:
-    deadline = time.monotonic() + timeout
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left() == []
 
 
 def test_sigkill_of_the_server_leaves_nothing(kp_start: Callable[..., Server]) -> None:
@@ -162,6 +164,22 @@ def test_sigkill_of_the_supervisor_restarts_its_kernels_under_their_ids(kp_start
     assert server.supervisor().pid != supervisor.pid
     # What the first supervisor had been asked to clear away, the second clears away too.
     before = traces(server)
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
+    nothing_left(before.left)
+
+
+def test_supervisor_is_replaced_also_where_no_kernel_is_made_ahead(kp_start: Callable[..., Server]) -> None:
+    """It clears away the files of kernels that started cold, too."""
+    server = kp_start("--KernelPool.warm=0", "--KernelPool.max_warm=0")
+    kernel = server.start_kernel()
+    assert way_of(server, kernel) == "cold"
+    supervisor = server.supervisor()
+    supervisor.kill()
+    eventually(lambda: supervisor_is_ready(server, supervisor), "another supervisor")
+    before = traces(server)
+    assert len(files(server.runtime)) == 1
     assert server.process is not None
     server.process.kill()
     server.process.wait()

@@ -6,6 +6,8 @@ import contextlib
 import json
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import psutil
 
 from .conftest import Server, gone
 
+# How long the machine may take to clear away what SIGKILL left, seconds.
+SOON = 8.0
 PYTHON_SPEC: dict[str, Any] = {
     "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
     "display_name": "A kernelspec of a test",
@@ -44,7 +48,8 @@ class Traces:
 
     def left(self) -> list[str]:
         """What of it is still there, in words."""
-        found = [f"process {process}" for process in self.processes if not gone([process])]
+        later = [process for process in with_runtime(self.runtime) if process not in self.processes]
+        found = [f"process {process}" for process in [*self.processes, *later] if not gone([process])]
         found += [f"port {port} listens" for port in sorted(self.ports & listening())]
         return found + [f"file {path}" for path in files(self.runtime)]
 
@@ -59,6 +64,29 @@ def traces(server: Server) -> Traces:
         with contextlib.suppress(psutil.Error):
             ports |= {connection.laddr.port for connection in listeners(process)}
     return Traces(processes, ports, server.runtime)
+
+
+def nothing_left(left: Callable[[], list[str]], timeout: float = SOON) -> None:
+    deadline = time.monotonic() + timeout
+    while (found := left()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == [], found
+
+
+def supervisor_is_ready(server: Server, former: psutil.Process) -> bool:
+    found = server.call("/kernelpool/v1/pool")[1]["capabilities"]["supervisor"]
+    return bool(found["alive"]) and found["pid"] != former.pid
+
+
+def with_runtime(runtime: Path) -> list[psutil.Process]:
+    """Every process that began with *runtime* in its environment: a server's, all below it, also as orphans."""
+    wanted = f"JUPYTER_RUNTIME_DIR={runtime}".encode()
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                found.append(process)
+    return found
 
 
 def listeners(process: psutil.Process) -> list[Any]:

@@ -262,6 +262,24 @@ async def test_template_that_is_gone_is_loaded_anew(kp_script):
     assert pool.stage is Stage.READY
 
 
+async def test_template_that_ends_lets_nobody_wait_for_the_next(kp_script, monkeypatch):
+    """Its successor is a second or more away; but a launch under way is waited for: it fails by itself, or not."""
+    kp_script.launches.append(HANG)
+    pool = await loaded(kp_script)
+    tasks = waiters(pool, 3)
+    launch = asyncio.create_task(pool.launch_one())
+    await settle()
+    monkeypatch.setattr(type(pool.launcher), "alive", False)
+    pool.notice_lost_launcher()
+    await settle()
+    assert [task.done() for task in tasks] == [True, True, False]
+    kp_script.release()
+    await launch
+    assert await tasks[2] is kp_script.processes[0]
+    outcomes = await asyncio.gather(*tasks[:2], return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LaunchFailed] * 2
+
+
 # -- loading ----------------------------------------------------------------------------------------
 
 
