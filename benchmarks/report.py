@@ -41,6 +41,11 @@ def make_page(results: Mapping[str, Any]) -> str:
     return "\n\n".join([make_table(results), *_notes(results), _origin(results)]) + "\n"
 
 
+def make_readme_part(results: Mapping[str, Any]) -> str:
+    """What stands between the README's marks: the table and the plot."""
+    return f"{make_table(results)}\n\n![The benchmarks](docs/_static/benchmarks.png)"
+
+
 def put_between_marks(text: str, table: str) -> str | None:
     """*text* with what stands between the marks replaced, or None where it has no marks."""
     head, start, rest = text.partition(START)
