@@ -12,7 +12,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import results as store
 from benchmarks.figures import FIGURES, Bound, Figure, Goal, Unit, find_missed, judge
-from benchmarks.measures import MEASURES
+from benchmarks.measures import LARGE, MEASURES
 from benchmarks.plot import TIMES, write_tick
 from benchmarks.pool import PoolView, read_pool, was_forked, was_hit
 from benchmarks.report import (
@@ -247,6 +247,28 @@ def test_title_has_the_counts_of_the_run() -> None:
     assert cells(make_table(results_of("burst", rows)).splitlines()[-1])[0].startswith("40 kernels at once")
 
 
+def test_two_goals_about_one_value_are_judged_apart() -> None:
+    rows = rows_of([], [0.020, 0.020, 0.090], floor=[0.002, 0.004, 0.009])
+    fork, pause = make_table(results_of("fork_arrays_1", rows)).splitlines()[2:]
+    assert cells(fork) == [
+        "fork of a live kernel with 1 GiB of arrays → kernel_info",
+        "–",
+        "20.0 ms",
+        "4.0 ms (`os.fork`)",
+        "10.0 × `os.fork`",
+        "p50 ≤ 25 ms, p99 ≤ 60 ms",
+        "yes, **no**",
+    ]
+    assert cells(pause)[1:] == ["–", "–", "–", "–", "≤ 5 ms", "?"]
+
+
+def test_checkpoints_are_counted_in_the_title() -> None:
+    rows: list[Row] = [{"round": 0, "side": "ours", "checkpoints": 100, "memory": 390e6}]
+    line = cells(make_table(results_of("undo_points", rows)).splitlines()[-1])
+    assert line[0].startswith("memory of 100 checkpoints")
+    assert (line[2], line[-1]) == ("390.0 MB", "yes")
+
+
 def test_failed_measure_has_no_line_but_a_note() -> None:
     results = results_of("start", rows_of([0.5], [0.04]))
     results["measures"]["restart"] = {"rows": [], "summary": {}, "error": "RuntimeError: gone"}
@@ -388,6 +410,13 @@ def test_start_is_told_from_the_pools_counters(judge_start: Callable[..., bool |
     assert judge_start(before, missed) is False
     assert judge_start(other, hit) is False
     assert judge_start(None, None) is None
+
+
+def test_quick_run_leaves_out_what_is_large_unless_it_is_named() -> None:
+    assert command.choose([], quick=False) == list(MEASURES)
+    assert command.choose([], quick=True) == [name for name in MEASURES if name not in LARGE]
+    assert command.choose(["restart", "fork_objects_4", "start"], quick=True) == ["start", "restart", "fork_objects_4"]
+    assert {"fork_arrays_0.1", "fork_objects_0.1"}.isdisjoint(LARGE)
 
 
 def test_list_names_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
