@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import results as store
 from benchmarks.figures import find_missed
-from benchmarks.measures import MEASURES
+from benchmarks.measures import LARGE, MEASURES
 from benchmarks.report import make_page
 from benchmarks.run import Run
 from benchmarks.servers import VARIANTS
@@ -23,6 +23,7 @@ EXAMPLES = """
 examples:
   ./dev bench                          everything; updates table and plot in docs/ and README.md
   ./dev bench start restart            two measures; rows in benchmarks/results/partial.json
+  ./dev bench fork_arrays_1            forks of a kernel with 1 GiB of arrays; --list has the other sizes
   ./dev bench --quick --out /tmp/b     everything, in small; table and plot to /tmp/b
   ./dev bench report benchmarks/results/latest.json
                                        make table and plot again from an earlier run
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.list:
         for name, measure in MEASURES.items():
-            print(f"{name:14} {(measure.__doc__ or '').splitlines()[0]}")
+            print(f"{name:16} {(measure.__doc__ or '').splitlines()[0]}")
         return 0
     unknown = [name for name in options.names if name not in MEASURES]
     if unknown:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         options.quick,
         options.variants,
     )
-    names = [name for name in MEASURES if not options.names or name in options.names]
+    names = choose(options.names, quick=options.quick)
     is_complete = names == list(MEASURES) and run.rounds >= ROUNDS
     is_complete = is_complete and not run.quick and not run.stand_ins
     path = options.json or store.PARTIAL
@@ -74,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     for sentence in [f"failed: {name}" for name in failed] + [f"missed: {text}" for text in missed]:
         run.say(sentence)
     return 1 if failed or missed else 0
+
+
+def choose(wanted: list[str], *, quick: bool) -> list[str]:
+    """The measures to take, in their order: those that are *wanted*, else all but what is too large for a quick run."""
+    return [name for name in MEASURES if name in wanted or not (wanted or (quick and name in LARGE))]
 
 
 async def _measure(run: Run, names: list[str], path: Path) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{QUICK_ROUNDS} rounds, small bursts: tries the harness",
+        help=f"{QUICK_ROUNDS} rounds, small bursts, small kernels: tries the harness",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where raw rows and summaries go")
     parser.add_argument(

@@ -161,6 +161,24 @@ class Client:
         """DELETE the kernel."""
         await self.request("DELETE", f"/api/kernels/{kernel_id}")
 
+    async def fork_kernel(self, kernel_id: str) -> str:
+        """POST …/fork; return the fork's id."""
+        answer = await self.request("POST", f"/kernelpool/v1/kernels/{kernel_id}/fork", {})
+        return str(answer["kernels"][0]["id"])
+
+    async def take_checkpoint(self, kernel_id: str) -> str:
+        """POST …/checkpoints; return the checkpoint's id."""
+        model = await self.request("POST", f"/kernelpool/v1/kernels/{kernel_id}/checkpoints", {})
+        return str(model["id"])
+
+    async def drop_checkpoint(self, checkpoint: str) -> None:
+        """DELETE the checkpoint."""
+        await self.request("DELETE", f"/kernelpool/v1/checkpoints/{checkpoint}")
+
+    async def restore_kernel(self, kernel_id: str, checkpoint: str) -> None:
+        """POST …/restore."""
+        await self.request("POST", f"/kernelpool/v1/kernels/{kernel_id}/restore", {"checkpoint": checkpoint})
+
     async def count_kernels(self) -> int:
         """How many kernels Jupyter lists."""
         return len(await self.request("GET", "/api/kernels"))

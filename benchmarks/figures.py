@@ -59,6 +59,8 @@ class Figure:
     ours: str = "ours"
     floor: str | None = None
     floor_is: str = ""
+    ratio_to: str = ""
+    """With this name the ratio of *ours* to *floor* is shown, where no goal is about it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,44 @@ def _faster(times: float) -> Goal:
     return Goal(text, "stock", Bound.AT_LEAST, times, under="ours", ratio_to="faster")
 
 
+def _forks() -> list[Figure]:
+    """Forks of live kernels: `os.fork` of a plain process with the same state says what the machine takes for it."""
+    figures = []
+    for kind in ("arrays", "objects"):
+        for size in ("0.1", "1", "4"):
+            goals: tuple[Goal, ...] = ()
+            if (kind, size) == ("arrays", "1"):
+                goals = (
+                    Goal("p50 ≤ 25 ms", "ours", Bound.AT_MOST, 0.025),
+                    Goal("p99 ≤ 60 ms", "ours", Bound.AT_MOST, 0.060, statistic="p99"),
+                )
+            figures.append(
+                Figure(
+                    f"fork of a live kernel with {size} GiB of {kind} → kernel_info",
+                    f"fork_{kind}_{size}",
+                    goals,
+                    stock=None,
+                    floor="floor",
+                    floor_is="`os.fork`",
+                    ratio_to="`os.fork`",
+                )
+            )
+    for kind, goals in (("arrays", (Goal("≤ 5 ms", "ours", Bound.AT_MOST, 0.005),)), ("objects", ())):
+        figures.append(
+            Figure(
+                f"the parent's pause, 1 GiB of {kind}",
+                f"fork_{kind}_1",
+                goals,
+                value="pause",
+                stock=None,
+                floor="floor",
+                floor_is="`os.fork`",
+                ratio_to="`os.fork`",
+            )
+        )
+    return figures
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure(
         "`POST /api/sessions` → first result",
@@ -97,6 +137,31 @@ FIGURES: tuple[Figure, ...] = (
         "start with an empty pool (template fork) → kernel_info",
         "template_fork",
         (Goal("p50 ≤ 30 ms", "ours", Bound.AT_MOST, 0.030), _faster(10)),
+    ),
+    *_forks(),
+    Figure("checkpoint of a kernel with 1 GiB of arrays", "checkpoint", (), stock=None),
+    Figure(
+        "private memory of the checkpoint",
+        "checkpoint",
+        (Goal("≤ 1 MB", "ours", Bound.AT_MOST, 1e6),),
+        value="private",
+        unit=Unit.BYTES,
+        stock=None,
+    ),
+    Figure("page tables of the same", "checkpoint", (), value="page_tables", unit=Unit.BYTES, stock=None),
+    Figure(
+        "memory of {checkpoints} checkpoints of one kernel, a cell before each",
+        "undo_points",
+        (Goal("≤ 400 MB", "ours", Bound.AT_MOST, 400e6),),
+        value="memory",
+        unit=Unit.BYTES,
+        stock=None,
+    ),
+    Figure(
+        "restore in place → first result on the same websocket",
+        "restore",
+        (Goal("≤ 60 ms", "ours", Bound.AT_MOST, 0.060),),
+        stock=None,
     ),
     Figure(
         "`1+1` over the websocket, back to back",

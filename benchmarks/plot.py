@@ -26,6 +26,8 @@ TIMES = (
     ("imports", "… numpy and\npandas usable", "floor"),
     ("restart", "restart\n→ first result", None),
     ("template_fork", "start, pool empty\n→ kernel_info", None),
+    ("fork_arrays_1", "fork of a 1 GiB kernel\n→ kernel_info", None),
+    ("restore", "restore in place\n→ first result", None),
     ("websocket", "1+1, back to back\n(floor: raw ZeroMQ)", "raw"),
     ("burst", "{kernels} at once,\nthe last's result", None),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.figures import FIGURES, Figure, Goal, Outcome, Unit, judge
-from benchmarks.stats import find_value
+from benchmarks.figures import FIGURES, Figure, Outcome, Unit, judge
+from benchmarks.stats import find_ratio, find_value
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 HEAD = ("figure", "stock", "ours", "floor", "ratio", "goal", "met")
@@ -41,6 +41,11 @@ def make_page(results: Mapping[str, Any]) -> str:
     return "\n\n".join([make_table(results), *_notes(results), _origin(results)]) + "\n"
 
 
+def make_readme_part(results: Mapping[str, Any]) -> str:
+    """What stands between the README's marks: the table and the plot."""
+    return f"{make_table(results)}\n\n![The benchmarks](docs/_static/benchmarks.png)"
+
+
 def put_between_marks(text: str, table: str) -> str | None:
     """*text* with what stands between the marks replaced, or None where it has no marks."""
     head, start, rest = text.partition(START)
@@ -57,12 +62,15 @@ def _line(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
     if figure.floor_is and floor != "–":
         floor = f"{floor} ({figure.floor_is})"
     outcomes = judge(figure, summary)
+    ratios = [_write_ratio(outcome.seen, outcome.goal.ratio_to) for outcome in outcomes if outcome.goal.under]
+    if figure.ratio_to and figure.floor:
+        ratios.append(_write_ratio(find_ratio(summary, figure.value, figure.ours, figure.floor), figure.ratio_to))
     return [
         _title(figure, measured.get("rows", ())),
         stock,
         ours,
         floor,
-        ", ".join(text for outcome in outcomes if (text := _ratio(outcome))) or "–",
+        ", ".join(filter(None, ratios)) or "–",
         ", ".join(outcome.goal.text for outcome in outcomes) or "–",
         ", ".join(_met(outcome) for outcome in outcomes) or "–",
     ]
@@ -70,18 +78,14 @@ def _line(figure: Figure, measured: Mapping[str, Any]) -> list[str]:
 
 def _title(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> str:
     """The figure's title with the counts that this run really used."""
-    facts = {"kernels": 0, "live": 0}
+    facts = {"kernels": 0, "live": 0, "checkpoints": 0}
     for row in rows:
         facts = {name: max(most, row.get(name, 0)) for name, most in facts.items()}
     return figure.title.format(**facts)
 
 
-def _ratio(outcome: Outcome) -> str:
-    goal: Goal = outcome.goal
-    if goal.under is None or outcome.seen is None:
-        return ""
-    digits = 2 if outcome.seen < 10 else 1
-    return f"{outcome.seen:.{digits}f} × {goal.ratio_to}"
+def _write_ratio(seen: float | None, to: str) -> str:
+    return "" if seen is None else f"{seen:.{2 if seen < 10 else 1}f} × {to}"
 
 
 def _met(outcome: Outcome) -> str:

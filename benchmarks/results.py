@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.plot import draw
-from benchmarks.report import make_page, make_table, put_between_marks
+from benchmarks.report import make_page, make_readme_part, put_between_marks
 from benchmarks.stats import Row, summarise
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def begin(run: Run) -> dict[str, Any]:
 
 
 def add(results: dict[str, Any], name: str, rows: list[Row]) -> None:
-    """Add a measure's raw rows, microseconds kept, and their summary."""
+    """Add a measure's raw rows, microseconds kept, and the summary of what is kept."""
     tidy = [{key: _tidy(value) for key, value in row.items()} for row in rows]
-    results["measures"][name] = {"rows": tidy, "summary": summarise(rows)}
+    results["measures"][name] = {"rows": tidy, "summary": summarise(tidy)}
 
 
 def save(results: Mapping[str, Any], path: Path) -> None:
@@ -66,12 +66,12 @@ def publish(results: Mapping[str, Any], out: Path | None, say: Callable[[str], N
     except ImportError:
         say("no plot: matplotlib is not installed (pip install 'jupyter-kernelpool[bench]')")
     if out is None:
-        _update_readme(f"{make_table(results).rstrip()}\n\n![The benchmarks](docs/_static/benchmarks.png)\n", say)
+        _update_readme(make_readme_part(results), say)
 
 
-def _update_readme(table: str, say: Callable[[str], None]) -> None:
+def _update_readme(part: str, say: Callable[[str], None]) -> None:
     readme = REPOSITORY / "README.md"
-    text = put_between_marks(readme.read_text(encoding="utf-8"), table) if readme.exists() else None
+    text = put_between_marks(readme.read_text(encoding="utf-8"), part) if readme.exists() else None
     if text is None:
         say("README.md has no <!-- bench:start --> … <!-- bench:end -->: left alone")
         return

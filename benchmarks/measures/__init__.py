@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 from benchmarks.measures.burst import measure_burst
+from benchmarks.measures.checkpoints import measure_checkpoint, measure_restore, measure_undo_points
+from benchmarks.measures.fork import FORKS
 from benchmarks.measures.loop import measure_loop
 from benchmarks.measures.memory import measure_memory
 from benchmarks.measures.restart import measure_restart
@@ -24,9 +26,16 @@ MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
     "imports": measure_imports,
     "restart": measure_restart,
     "template_fork": measure_template_fork,
+    **FORKS,
+    "checkpoint": measure_checkpoint,
+    "undo_points": measure_undo_points,
+    "restore": measure_restore,
     "websocket": measure_websocket,
     "memory": measure_memory,
     "loop": measure_loop,
     "burst": measure_burst,
     "scale": measure_scale,
 }
+
+LARGE = frozenset(name for name in FORKS if not name.endswith("_0.1"))
+"""Left out of a quick run, unless they are named: they need gigabytes, and take their time to make them."""
