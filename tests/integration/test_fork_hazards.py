@@ -333,10 +333,13 @@ def test_generator_lambda_memory_database_and_held_lock_cross(kp_kernel: Kernel)
     assert fork.run("l.acquire(); print(f(), m.execute('select x from t').fetchone()[0])") == "3 4"
 
 
-def test_used_thread_pool_does_not_hang_a_new_one(kp_kernel: Kernel) -> None:
+def test_used_thread_pool_works_on_both_sides_and_new_ones_do(kp_kernel: Kernel) -> None:
     kp_kernel.run("from concurrent.futures import ThreadPoolExecutor as T\ne = T(2); e.submit(int).result()")
     fork = kp_kernel.fork()
+    assert fork.run("print(e.submit(int, '9').result(5))") == "9"
     assert fork.run("print(T(1).submit(int, '7').result(5))") == "7"
+    assert kp_kernel.run("print(e.submit(int, '6').result(5))") == "6"
+    assert fork.fork().run("print(e.submit(int, '5').result(5))") == "5"
     assert fork.run("import asyncio; print(await asyncio.to_thread(int, '8'))") == "8"
     assert fork.shutdown() == 0
 
