@@ -95,22 +95,23 @@ def work(): return [joblib.Parallel(n_jobs=2, prefer=how)(joblib.delayed(operato
 NAMED = {
     "polars": ("""
 import polars
+end = int
 frame = polars.DataFrame({'a': range(10_000), 'b': [1, 2] * 5_000})
 def work(): return frame.group_by('b').agg(polars.col('a').sum()).sort('b').rows()
 """, "lost", "native_threads", "polars"),
     "multiprocessing's pool of threads": ("""
 from multiprocessing.pool import ThreadPool
-pool = ThreadPool(2)
+pool = ThreadPool(2); end = pool.terminate
 def work(): return pool.map(abs, [-1, -2])
 """, "warnings", "pool", "pool"),
     "multiprocessing's pool of processes": ("""
 import multiprocessing
-pool = multiprocessing.get_context('fork').Pool(2)
+pool = multiprocessing.get_context('fork').Pool(2); end = pool.terminate
 def work(): return pool.map(abs, [-1, -2])
 """, "warnings", "pool", "pool"),
     "concurrent.futures' pool of processes": ("""
 import concurrent.futures, multiprocessing
-pool = concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context('fork'))
+pool = concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context('fork')); end = pool.shutdown
 def work(): return list(pool.map(abs, [-1, -2]))
 """, "warnings", "pool", "pool"),
 }  # fmt: skip
@@ -156,3 +157,4 @@ def test_what_does_not_work_in_a_fork_is_named(kp_kernel: Kernel, code: str, par
     assert fork.run("print(x.sum())") == kp_kernel.run("print(x.sum())"), "the rest works"
     assert kp_kernel.run("print(work())") == expected
     assert fork.shutdown() == 0
+    kp_kernel.run("end()")  # who kills the kernel leaves a pool's processes behind
