@@ -49,7 +49,7 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     """
     try:
         inheritance = _get_ready(kernel)
-        child = _fork()
+        child = _fork_at_rest(inheritance)
     except hazards.Refused as refusal:
         _refuse(kernel, order, refusal)
     except OSError as error:
@@ -108,10 +108,22 @@ def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refused) -> None:
     kernel.tell(event="park_failed", id=order.number, code=refusal.code, reason=refusal.reason, hint=refusal.hint)
 
 
+def _fork_at_rest(inheritance: Inheritance) -> int:
+    """Fork while the threads that can be ended are; in the parent they are started again."""
+    child = -1
+    inheritance.rest()
+    try:
+        child = _fork()
+        return child
+    finally:
+        if child:
+            inheritance.wake()
+
+
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads. Which there are is in the manifest.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # Python 3.12 warns of threads, polars of its own. Which there are is in the manifest.
+        warnings.simplefilter("ignore")
         return os.fork()
 
 

@@ -8,15 +8,17 @@ iostream.py and kernelapp.py of 6.29 and 7.4, about IPython in core/history.py o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import socket
 import sys
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from . import endings, files, lifeline
+from . import endings, files, lifeline, pools
 from .history import cut_history
 from .lives import Life
 from .manifest import Manifest
@@ -42,6 +44,7 @@ class Inheritance:
         self.manifest.note_what_stays_behind(self.app, set(self.uncollected.values()))
         self.random_state = random.getstate()  # `random` seeds itself anew after each fork
         self.places: files.Places = {}
+        self._asleep: list[Callable[[], None]] = []
         self.streams = (sys.stdout, sys.stderr)
         self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
 
@@ -54,6 +57,16 @@ class Inheritance:
             for fd, facts in files.open_descriptors().items()
             if not (fd in noted and files.same(facts, noted[fd])) and not (database and files.same(facts, database))
         }
+
+    def rest(self) -> None:
+        """End the threads that would be missed; `wake` starts them again, in the parent and in each fork."""
+        self._asleep = pools.put_duckdb_threads_away(self.app.shell.user_ns)
+
+    def wake(self) -> None:
+        asleep, self._asleep = self._asleep, []
+        for start in asleep:
+            with contextlib.suppress(Exception):
+                start()
 
     def shed(self, orders: socket.socket) -> None:
         """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end.
@@ -70,6 +83,7 @@ class Inheritance:
         self.uncollected.clear()
         app.machinery.close(app)
         asyncio.set_event_loop(None)
+        pools.renew(KEPT_FOR_EVER)
         endings.disown(app.shell)
         cut_history(app.shell.history_manager, KEPT_FOR_EVER)
         self.own_files()

@@ -29,6 +29,10 @@ NATIVE_POOLS = {
 }
 
 
+PROCESS_HINT = "It stays the parent's; pools and Popen objects can't be used in the fork."
+LOKY_HINT = "It stays the parent's; the fork's next parallel call of joblib starts others."
+
+
 class Manifest:
     """Three lists of `{"kind", "what", "hint"}`, for people to read."""
 
@@ -47,7 +51,7 @@ class Manifest:
         workers = [thread for thread in threads if _target(thread).startswith("concurrent.futures")]
         for name, count in Counter(re.sub(r"[_-]?\d+$", "", thread.name) for thread in workers).items():
             text = f"thread pool {name} ({count} threads)"
-            self._lose("executor", text, "What was submitted will never finish; make a new executor.")
+            self._lose("executor", text, "What was given to it before never finishes; what is given to it now does.")
         for thread in threads:
             if thread not in workers:
                 self._lose("thread", f"thread {thread.name}", "Start it again if the fork needs it.")
@@ -57,8 +61,8 @@ class Manifest:
             self._lose("task", f"asyncio task {task.get_name()}", "Create it again.")
         tasks = os.listdir("/proc/self/task")
         for pid in _children(tasks) - ours:
-            what = f"child process {pid}: {_command(pid)}"
-            self._lose("process", what, "It stays the parent's; pools and Popen objects can't be used in the fork.")
+            command = _command(pid)
+            self._lose("process", f"child process {pid}: {command}", LOKY_HINT if "loky" in command else PROCESS_HINT)
         known = {thread.native_id for thread in threading.enumerate()}
         for name, count in _native_pools(tasks, known).items():
             self._lose("native_threads", f"{count} threads of {name}", NATIVE_POOLS[name])
@@ -123,6 +127,7 @@ KINDS = {
     ("multiprocessing", "SharedMemory"): "memory",
     ("numpy", "memmap"): "memory",
     ("multiprocessing", "Pool"): "pool",
+    ("multiprocessing", "ThreadPool"): "pool",
     ("concurrent", "ProcessPoolExecutor"): "pool",
     ("loky", "_ReusablePoolExecutor"): "pool",
     ("tempfile", "_TemporaryFileWrapper"): "temporary",
@@ -193,7 +198,7 @@ def _native_pools(tasks: list[str], known: set[int | None]) -> Counter[str]:
 def _is_in_memory(value: Any) -> bool:
     """Whether *value* is a connection to a SQLite database that has no file."""
     try:
-        return not any(row[2] for row in value.execute("PRAGMA database_list"))
+        return not any(row[2] for row in value.cursor().execute("PRAGMA database_list").fetchall())
     except Exception:  # no such connection, or one that is closed or another thread's
         return False
 

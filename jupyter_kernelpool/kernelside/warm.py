@@ -109,6 +109,7 @@ class Warm:
             make_room_for_descriptors()
             start_again(self.app, self.inheritance, self.parking.attend)
             settle_random_streams(self.inheritance, fresh=self.reseed)
+            self.inheritance.wake()
         except BaseException as error:
             tell_unfit(self.orders, error)
             os._exit(1)
