@@ -144,7 +144,9 @@ def test_what_can_not_be_forked_says_why(kp_server: Server, kernel: str, kp_star
         ({"name": 3}, "name"),
         ({"reseed": "yes"}, "reseed"),
         ({"timeout": -1}, "timeout"),
-        ({"files": "copy"}, "files"),
+        ({"files": "moved"}, "files"),
+        ({"files": ["copy"]}, "files"),
+        ({"atomic": 1}, "atomic"),
     ],
 )
 def test_wrong_fields_are_named(kp_server: Server, kernel: str, body: Any, field: str) -> None:
