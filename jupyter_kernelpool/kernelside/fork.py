@@ -108,8 +108,8 @@ def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict
 
 def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refused) -> None:
     order.close()
-    facts = {"code": refusal.code, "reason": refusal.reason, "hint": refusal.hint, "facts": refusal.facts}
-    kernel.tell(event="park_failed", id=order.number, **facts)
+    facts: dict[str, Any] = {"code": refusal.code, "reason": refusal.reason, "hint": refusal.hint}
+    kernel.tell(event="park_failed", id=order.number, facts=refusal.facts, **facts)
 
 
 def _fork() -> int:
