@@ -65,6 +65,25 @@ class NotRelated(WrongState):
     hint = "GET /kernelpool/v1/lineage shows who was forked from whom."
 
 
+class TooLarge(KernelPoolError):
+    """The folder to copy holds more than is allowed, *limit*; nothing was copied."""
+
+    status = 413
+    code = "too_large"
+    hint = (
+        "Work in a smaller folder, share the files, or raise KernelPool.max_copied_bytes or "
+        "KernelPool.max_copied_files."
+    )
+
+
+class CopyFailed(KernelPoolError):
+    """The folder could not be copied; the message says why."""
+
+    status = 507
+    code = "copy_failed"
+    hint = "Free space there, or set KernelPool.copies_dir to a folder that has more."
+
+
 class CannotFork(KernelPoolError):
     """This kernel can't be forked, now or ever; *reason* says why."""
 

@@ -106,7 +106,7 @@ class KernelPoolExtension(ExtensionApp):
             await manager.stop_pool()
             if not len(manager):
                 # jupyter_server's `cleanup_kernels` takes a manager whose len() is 0 for none: no shutdown_all.
-                await manager.pool.supervision.close()
+                await manager.close_supervision()
 
     @property
     def pooling_manager(self) -> PoolingKernelManager | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from jupyter_kernelpool.checkpoints.memory import Family, Kept, MemoryBound
 from jupyter_kernelpool.checkpoints.parked import Parked, fork_live
+from jupyter_kernelpool.copies import Bounds, Copies, Folders, Order
 from jupyter_kernelpool.errors import (
     Busy,
     CannotFork,
@@ -24,6 +25,7 @@ from jupyter_kernelpool.errors import (
     NameTaken,
     NotFound,
     NotRelated,
+    PoolExhausted,
     WrongState,
 )
 from jupyter_kernelpool.launchers.base import Process
@@ -60,11 +62,33 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Forked:
-    """What came of a fork: for each one wanted, the id of a kernel or the error, and the *seconds* it took."""
+    """What came of a fork: for each one wanted, the id of a kernel or the error, and the *seconds* it took.
+
+    *folders* says for kernels with files of their own where these are.
+    """
 
     kernels: list[str | KernelPoolError]
     manifest: dict[str, Any]
     seconds: float
+    folders: dict[str, str]
+
+
+@dataclass
+class Batch:
+    """Forks that one request asks for, and what came of them so far.
+
+    *inherited* are the copied folders that their parent works in; with *copy* each gets one of its own, *folders*.
+    """
+
+    origin: Origin
+    names: list[str | None]
+    inherited: Folders
+    copy: bool
+    atomic: bool
+    later: bool = False
+    kernels: list[str | KernelPoolError] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)  # kernel id -> folder
+    manifest: dict[str, Any] | None = None  # of the first
 
 
 class Forking:
@@ -75,6 +99,7 @@ class Forking:
         self.lineage = Lineage()
         self.checkpoints: dict[str, Checkpoint] = {}
         self.names: dict[str, str] = {}  # given name -> kernel id
+        self.copies = Copies(manager.pool.supervision, manager.log)
         self._changing: set[str] = set()  # kernels whose process is being replaced
         self._memory = MemoryBound(manager.pool.max_checkpoint_memory, self._families, self._drop_if_there)
 
@@ -128,40 +153,69 @@ class Forking:
     # -- forks --------------------------------------------------------------------------------------
 
     async def fork(
-        self, kernel_id: str, *, count: int = 1, name: str | None = None, reseed: bool = False, timeout: float = 30.0
+        self,
+        kernel_id: str,
+        *,
+        count: int = 1,
+        name: str | None = None,
+        reseed: bool = False,
+        timeout: float = 30.0,
+        copy: bool = False,
+        atomic: bool = False,
     ) -> Forked:
         """*count* new kernels that go on from the state of the kernel *kernel_id*.
 
-        A running cell is waited for, *timeout* seconds at most (`Busy`). Raises `CannotFork`, `WrongState`,
-        `NameTaken` and `LaunchFailed` when nothing came of it at all.
+        A running cell is waited for, *timeout* seconds at most (`Busy`). With *copy* each has a copy of the working
+        directory for itself. Raises `CannotFork`, `WrongState`, `NameTaken`, `LaunchFailed`, `PoolExhausted`,
+        `TooLarge` and `CopyFailed` when nothing came of it at all, or with *atomic* when one of them failed: no
+        kernel is left then, as after a cancellation.
         """
         process = self.process_of(kernel_id)
         supervision = self.supervision
         kernel = self._manager.get_kernel(kernel_id)
         origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
         began = time.monotonic()
-        with self._reserved_names(name, count) as names:
+        inherited = self.copies.of(kernel_id)
+        with self._reserved_names(name, count) as names, self.copies.kept(inherited):
             self._enter_kernel(kernel_id)
+            batch = Batch(origin, names, inherited, copy=copy, atomic=atomic)
             if count == 1:
-                fork = await fork_live(process, supervision, reseed=reseed, timeout=timeout)
-                return self._result([await self._start(fork, origin, names[0])], fork.manifest, began)
-            parked = await Parked.take(process, supervision, timeout=timeout)
-            try:
-                kernels = [await self._start_from(parked, origin, each, reseed=reseed) for each in names]
-            finally:
-                parked.drop()
-            return self._result(kernels, parked.manifest, began)
+
+                async def make(files: Order | None) -> Process:
+                    return await fork_live(process, supervision, reseed=reseed, timeout=timeout, files=files)
+
+                await self._start_all(batch, make)
+                return self._result(batch, {}, began)
+            async with self._folder(copy) as base:  # the forks are made from a parked process, their files from this
+                parked = await Parked.take(process, supervision, timeout=timeout, files=base)
+                try:
+                    await self._start_all(batch, lambda files: parked.fork(reseed=reseed, files=files))
+                finally:
+                    parked.drop()
+            return self._result(batch, parked.manifest, began)
 
     async def fork_checkpoint(
-        self, key: str, *, count: int = 1, name: str | None = None, reseed: bool = False
+        self,
+        key: str,
+        *,
+        count: int = 1,
+        name: str | None = None,
+        reseed: bool = False,
+        copy: bool = False,
+        atomic: bool = False,
     ) -> Forked:
-        """*count* new kernels that go on from a checkpoint. Raises `NotFound`, `NameTaken`, `LaunchFailed`."""
+        """*count* new kernels that go on from a checkpoint; what *copy* copies are the files of now.
+
+        Raises `NotFound`, and as `fork`.
+        """
         checkpoint = self.find_checkpoint(key)
         origin = replace(checkpoint.origin, parent=checkpoint.id)
         began = time.monotonic()
-        with self._reserved_names(name, count) as names:
-            kernels = [await self._start_from(checkpoint.parked, origin, each, reseed=reseed) for each in names]
-            return self._result(kernels, checkpoint.parked.manifest, began)
+        inherited = self.copies.of(key)
+        with self._reserved_names(name, count) as names, self.copies.kept(inherited):
+            batch = Batch(origin, names, inherited, copy=copy, atomic=atomic, later=True)
+            await self._start_all(batch, lambda files: checkpoint.parked.fork(reseed=reseed, files=files))
+            return self._result(batch, checkpoint.parked.manifest, began)
 
     # -- checkpoints --------------------------------------------------------------------------------
 
@@ -200,6 +254,7 @@ class Forking:
         checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic)
         self._enter_kernel(kernel_id)
         self.checkpoints[checkpoint.id] = checkpoint
+        self.copies.hold(checkpoint.id, self.copies.of(kernel_id))
         self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))
         self._memory.poke()
         return checkpoint
@@ -209,6 +264,7 @@ class Forking:
         checkpoint = self.find_checkpoint(key)
         del self.checkpoints[key]
         checkpoint.parked.drop()
+        self.copies.let_go(key)
         self.lineage.end(key)
 
     async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
@@ -235,6 +291,7 @@ class Forking:
         self._changing.add(kernel_id)
         try:
             await self._until_at_rest(kernel, process)
+            self.copies.hold(kernel_id, self.copies.of(source))
             successor = await prepare()
             if kernel.pooled is None or kernel.pooled.claimed is not process:
                 successor.discard("the kernel changed meanwhile")
@@ -252,6 +309,7 @@ class Forking:
         name = self.name_of(kernel_id)
         if name is not None:
             del self.names[name]
+        self.copies.let_go(kernel_id)
         self.lineage.end(kernel_id)
 
     def close(self) -> None:
@@ -334,17 +392,58 @@ class Forking:
                 if self.names.get(each) == "":
                     del self.names[each]
 
-    async def _start_from(
-        self, parked: Parked, origin: Origin, name: str | None, *, reseed: bool
+    def _folder(self, copy: bool, *, later: bool = False) -> contextlib.AbstractAsyncContextManager[Order | None]:
+        """A folder for a copy of a working directory, if there is to be one."""
+        if not copy:
+            return contextlib.nullcontext()
+        pool = self._manager.pool
+        place = pool.copies_dir or self._manager.connection_dir
+        return self.copies.lent(Bounds(place, pool.max_copied_bytes, pool.max_copied_files), later=later)
+
+    async def _start_all(self, batch: Batch, make: Callable[[Order | None], Awaitable[Process]]) -> None:
+        """Make the forks of *batch* one by one; raises the first error if it is atomic. Whatever is raised, none
+        of them is left."""
+        try:
+            for name in batch.names:
+                last = batch.kernels[-1] if batch.kernels else None
+                if isinstance(last, PoolExhausted):
+                    batch.kernels.append(last)  # it would wait as long for the same answer
+                    continue
+                outcome = await self._start_one(batch, make, name)
+                batch.kernels.append(outcome)
+                if batch.atomic and isinstance(outcome, KernelPoolError):
+                    raise outcome
+        except BaseException:
+            await asyncio.shield(self._shut_down([each for each in batch.kernels if isinstance(each, str)]))
+            raise
+
+    async def _start_one(
+        self, batch: Batch, make: Callable[[Order | None], Awaitable[Process]], name: str | None
     ) -> str | KernelPoolError:
         try:
-            fork = await parked.fork(reseed=reseed)
+            async with self._folder(batch.copy, later=batch.later) as files:
+                fork = await make(files)
+                if batch.manifest is None:
+                    batch.manifest = fork.manifest
+                if files is None:
+                    return await self._start(fork, batch.origin, name, batch.inherited)
+                cwd = {**batch.origin.surroundings, "cwd": files.to}
+                started = await self._start(fork, replace(batch.origin, surroundings=cwd), name, frozenset([files.to]))
+                if isinstance(started, str):
+                    batch.folders[started] = files.to
+                return started
         except KernelPoolError as error:
             return error
-        return await self._start(fork, origin, name)
 
-    async def _start(self, fork: Process, origin: Origin, name: str | None) -> str | KernelPoolError:
-        """Make *fork* a kernel of the server's; the error if that did not work."""
+    async def _shut_down(self, kernels: list[str]) -> None:
+        """End *kernels*, which are not wanted any more."""
+        ends = [self._manager.shutdown_kernel(kernel_id, now=True) for kernel_id in kernels]
+        for kernel_id, failure in zip(kernels, await asyncio.gather(*ends, return_exceptions=True), strict=True):
+            if isinstance(failure, BaseException):
+                self._manager.log.warning("Kernel %s could not be shut down: %s", kernel_id, failure)
+
+    async def _start(self, fork: Process, origin: Origin, name: str | None, folders: Folders) -> str | KernelPoolError:
+        """Make *fork*, which works in *folders*, a kernel of the server's; the error if that did not work."""
         try:
             kernel_id: str = await self._manager.start_kernel(
                 kernel_name=origin.spec_name, origin=fork, **origin.surroundings
@@ -352,12 +451,13 @@ class Forking:
         except asyncio.CancelledError:
             fork.discard("the request was cancelled")
             raise
-        except KernelPoolError as error:
-            fork.discard("not started")
-            return error
         except Exception as error:
             fork.discard("not started")
+            for known in (error, error.__cause__):  # the manager translates ours for Jupyter
+                if isinstance(known, KernelPoolError):
+                    return known
             return LaunchFailed(f"the fork was not started: {error}", reason=type(error).__name__)
+        self.copies.hold(kernel_id, folders)
         if name is not None:
             self.names[name] = kernel_id
         self.lineage.add(Node(kernel_id, "kernel", origin.parent, time.time(), name))
@@ -367,12 +467,15 @@ class Forking:
         if self.lineage.find(kernel_id) is None:
             self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.name_of(kernel_id)))
 
-    def _result(self, kernels: list[str | KernelPoolError], manifest: dict[str, Any] | None, began: float) -> Forked:
-        if not any(isinstance(kernel, str) for kernel in kernels):
-            for error in kernels:
-                if isinstance(error, KernelPoolError):
-                    raise error
-        return Forked(kernels, manifest or {}, time.monotonic() - began)
+    def _result(self, batch: Batch, manifest: dict[str, Any], began: float) -> Forked:
+        """What to answer, if a kernel came of it; *manifest* is the parked process's, if there was one."""
+        errors = [each for each in batch.kernels if isinstance(each, KernelPoolError)]
+        if len(errors) == len(batch.kernels):
+            raise errors[0]
+        told = dict(manifest or batch.manifest or {})
+        if batch.copy and batch.manifest is not None:
+            told = {**batch.manifest, "copied": {**batch.manifest["copied"], "to": list(batch.folders.values())}}
+        return Forked(batch.kernels, told, time.monotonic() - began, batch.folders)
 
 
 def surroundings(kernel: Any) -> dict[str, Any]:

@@ -141,7 +141,12 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         try:
             await super().shutdown_all(now=now)
         finally:
-            await self.pool.supervision.close()
+            await self.close_supervision()
+
+    async def close_supervision(self) -> None:
+        """Every kernel has ended: remove what is left of them, and end the supervisor."""
+        await self.forking.copies.close()
+        await self.pool.supervision.close()
 
     def _forget_failed_starts(self) -> None:
         """Upstream workaround: a start that failed stays in `_pending_kernels`, and `shutdown_all` then stops

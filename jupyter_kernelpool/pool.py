@@ -197,6 +197,26 @@ class KernelPool(LoggingConfigurable):
         help="""Whether cells may fork their own kernel, keep and restore it, with %fork, %checkpoint, %restore and
         %undo. They need no token: they reach the server through the kernel's private socket.""",
     )
+    copies_dir = Unicode(
+        "",
+        config=True,
+        help="""Folder in which forks with files of their own get them: an absolute path. On the file system of
+        the notebooks copies cost next to nothing where it can clone files (btrfs, XFS). Empty: Jupyter's
+        runtime folder.""",
+    )
+    max_copied_bytes = Integer(
+        1024 * 1024 * 1024,
+        min=0,
+        config=True,
+        help="""Bytes that a working directory may hold for a fork to get a copy of it; beyond it such a fork is
+        refused. 0 allows empty files only.""",
+    )
+    max_copied_files = Integer(
+        100_000,
+        min=0,
+        config=True,
+        help="Files and folders that a working directory may hold for a fork to get a copy of it.",
+    )
     launchers = List(
         Type(klass=Launcher),
         default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],
@@ -219,6 +239,12 @@ class KernelPool(LoggingConfigurable):
             raise TraitError(
                 f"KernelPool.max_warm = {proposal['value']} must be 0 or at least KernelPool.warm = {self.warm}"
             )
+        return proposal["value"]
+
+    @validate("copies_dir")
+    def _valid_copies_dir(self, proposal: Any) -> Any:
+        if proposal["value"] and not os.path.isabs(proposal["value"]):
+            raise TraitError(f"KernelPool.copies_dir = {proposal['value']!r} must be an absolute path, or empty")
         return proposal["value"]
 
     def __init__(self, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 One per server, standard library only, one thread. It is the subreaper, so what a template forks (twice)
 becomes its child; it waits for them and tells the server their exit codes. It holds the write end of the
 lifeline pipe (`kernelside.lifeline`). When the server's socket ends, however the server ended, it kills
-what it owns and what it was asked to track, removes the files it was asked to guard, and goes.
+what it owns and what it was asked to track, removes the files and folders it was asked to guard, and goes.
 
 Orders (JSON, see `kernelside.wire`), each with an `id` that the answer repeats:
 - `spawn`: start `argv` with `env` in `cwd`; with `settings`, the descriptors that came along (the first is
@@ -29,6 +29,7 @@ import time
 from typing import Any
 
 from jupyter_kernelpool.kernelside import wire
+from jupyter_kernelpool.kernelside.removal import remove_tree
 
 PR_SET_CHILD_SUBREAPER = 36
 MAX_UNCLAIMED_EXITS = 4096
@@ -182,7 +183,7 @@ class Supervisor:
             time.sleep(0.02)
         for path in self.guarded:
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                remove(path)
 
     def _terminate(self, *_: object) -> None:
         self.clear_away()
@@ -196,6 +197,19 @@ def is_child(pid: int) -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def remove(path: str) -> None:
+    """Remove a file, or a folder with all that is in it; raises OSError."""
+    for _ in range(KILL_ROUNDS):
+        try:
+            os.unlink(path)
+            return
+        except IsADirectoryError:
+            with contextlib.suppress(OSError):  # a daemon of the user's may still write there
+                remove_tree(path)
+                return
+            time.sleep(0.02)
 
 
 def sessions_of(leaders: set[int]) -> set[int]:

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from jupyter_kernelpool.channel import Channel
+from jupyter_kernelpool.copies import Order
 from jupyter_kernelpool.errors import CannotFork, LaunchFailed
 from jupyter_kernelpool.launchers.base import Process, retrieve, until_ready
 from jupyter_kernelpool.launchers.forks import Forks
@@ -28,8 +29,10 @@ def new_fork(recipe: str, supervision: Supervision, ours: socket.socket) -> Proc
     return Process(record, supervision, ours)
 
 
-async def fork_live(process: Process, supervision: Supervision, *, reseed: bool, timeout: float) -> Process:
-    """Fork the kernel *process* into a warm kernel with its whole state.
+async def fork_live(
+    process: Process, supervision: Supervision, *, reseed: bool, timeout: float, files: Order | None = None
+) -> Process:
+    """Fork the kernel *process* into a warm kernel with its whole state, and with *files* of its own.
 
     Raises `Busy`, `CannotFork`, `WrongState`, `LaunchFailed`; when cancelled, nothing is left behind.
     """
@@ -37,7 +40,7 @@ async def fork_live(process: Process, supervision: Supervision, *, reseed: bool,
     fork = new_fork(process.record.recipe, supervision, ours)
     try:
         with its:
-            await process.park(its, become=True, reseed=reseed, timeout=timeout)
+            await process.park(its, become=True, reseed=reseed, timeout=timeout, files=_message(files))
         await until_ready(fork, READY_TIMEOUT)
     except BaseException:
         fork.discard("the fork failed")
@@ -61,13 +64,15 @@ class Parked:
         self._channel = Channel(ours, self._heard, self._gone)
 
     @classmethod
-    async def take(cls, process: Process, supervision: Supervision, *, timeout: float) -> Parked:
-        """Park a fork of the kernel *process*; raises as `fork_live`."""
+    async def take(
+        cls, process: Process, supervision: Supervision, *, timeout: float, files: Order | None = None
+    ) -> Parked:
+        """Park a fork of the kernel *process*, with *files* of its own; raises as `fork_live`."""
         ours, its = socket.socketpair()
         parked = cls(process.record.recipe, supervision, ours)
         try:
             with its:
-                await process.park(its, become=False, timeout=timeout)
+                await process.park(its, become=False, timeout=timeout, files=_message(files))
             await parked.ready()
         except BaseException:
             parked.drop()
@@ -82,13 +87,17 @@ class Parked:
         except TimeoutError as error:
             raise LaunchFailed(f"the fork was not parked within {READY_TIMEOUT:g} s", reason="timeout") from error
 
-    async def fork(self, *, reseed: bool = False) -> Process:
-        """A warm kernel that goes on from the kept state. Raises `LaunchFailed`."""
+    async def fork(self, *, reseed: bool = False, files: Order | None = None) -> Process:
+        """A warm kernel that goes on from the kept state, with *files* of its own: as they are now.
+
+        Raises `LaunchFailed`, `TooLarge`, `CopyFailed`.
+        """
         if not self.alive:
             raise LaunchFailed("the checkpoint's process is gone", reason="gone")
         ours, its = socket.socketpair()
         process = new_fork(self.recipe, self._supervision, ours)
-        await self._forks.order(self._channel, process, its, timeout=READY_TIMEOUT, ahead=False, reseed=reseed)
+        order = {"ahead": False, "reseed": reseed, "files": _message(files)}
+        await self._forks.order(self._channel, process, its, timeout=READY_TIMEOUT, **order)
         return process
 
     def drop(self) -> None:
@@ -124,3 +133,7 @@ class Parked:
         self._channel.close()
         if not self._ready.done():
             self._ready.set_exception(LaunchFailed("the fork ended while it was parking", reason="gone"))
+
+
+def _message(files: Order | None) -> dict[str, object] | None:
+    return files.as_message() if files is not None else None

@@ -15,6 +15,8 @@ import os
 import stat
 from typing import Any
 
+from .copying import Copied
+
 FIRST_OF_USER = 3  # standard streams stay shared: they are the server's log
 
 Places = dict[int, tuple[os.stat_result, int]]
@@ -31,8 +33,11 @@ def places(found: dict[int, os.stat_result]) -> Places:
     return noted
 
 
-def reopen(noted: Places) -> list[int]:
-    """Give each of these descriptors an open file description of this process's own; returns those it can't."""
+def reopen(noted: Places, copied: Copied | None = None) -> list[int]:
+    """Give each of these descriptors an open file description of this process's own; returns those it can't.
+
+    What lies in a folder that was copied is opened in the copy, and *noted* says so then.
+    """
     shared = []
     for fd, (facts, offset) in noted.items():
         if not is_same(fd, facts):  # closed since, as a hook did or we
@@ -41,10 +46,15 @@ def reopen(noted: Places) -> list[int]:
             flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC)
             inheritable = os.get_inheritable(fd)
             # Through /proc: also what was renamed or deleted since.
-            own = os.open(f"/proc/self/fd/{fd}", flags)
+            path = f"/proc/self/fd/{fd}"
+            place = copied.place_of(os.readlink(path)) if copied is not None else None
+            if place is not None and os.path.isfile(place):
+                path = place
+            own = os.open(path, flags)
             os.lseek(own, offset, os.SEEK_SET)
             os.dup2(own, fd, inheritable)
             os.close(own)
+            noted[fd] = (os.fstat(fd), offset)
         except OSError:
             shared.append(fd)
     return shared

@@ -49,6 +49,9 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     """
     try:
         inheritance = _get_ready(kernel)
+        if order.files is not None:
+            kernel.tell(event="copying", id=order.number)
+            inheritance.copy_files(order.files, order.fd)
         child = _fork_at_rest(inheritance)
     except hazards.Refused as refusal:
         _refuse(kernel, order, refusal)
@@ -105,7 +108,8 @@ def collect_later(child: int, loop: asyncio.AbstractEventLoop, uncollected: dict
 
 def _refuse(kernel: Warm, order: ParkOrder, refusal: hazards.Refused) -> None:
     order.close()
-    kernel.tell(event="park_failed", id=order.number, code=refusal.code, reason=refusal.reason, hint=refusal.hint)
+    facts: dict[str, Any] = {"code": refusal.code, "reason": refusal.reason, "hint": refusal.hint}
+    kernel.tell(event="park_failed", id=order.number, facts=refusal.facts, **facts)
 
 
 def _fork_at_rest(inheritance: Inheritance) -> int:
@@ -153,7 +157,10 @@ def tell_unfit(orders: socket.socket, error: BaseException, kind: str = "fork") 
         "event": "unfit",
         "kind": getattr(error, "kind", kind),
         "reason": f"{type(error).__name__}: {error}",
+        "facts": {},
         "traceback": "".join(traceback.format_exception(error)),
     }
+    if isinstance(error, hazards.Refused):
+        facts |= {"kind": error.code, "reason": error.reason, "facts": error.facts}
     with contextlib.suppress(OSError):
         wire.send(orders, facts)

@@ -28,6 +28,7 @@ class Refused(Exception):
         self.code = code
         self.reason = reason
         self.hint = hint
+        self.facts: dict[str, Any] = {}
 
 
 class Libraries:

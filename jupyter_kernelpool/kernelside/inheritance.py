@@ -19,6 +19,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from . import endings, files, lifeline, pools
+from .copying import Copied, copy_working_folder
 from .history import cut_history
 from .lives import Life
 from .manifest import Manifest
@@ -45,6 +46,7 @@ class Inheritance:
         self.random_state = random.getstate()  # `random` seeds itself anew after each fork
         self.places: files.Places = {}
         self._asleep: list[Callable[[], None]] = []
+        self.copied: Copied | None = None  # the working directory of the fork that is being made
         self.streams = (sys.stdout, sys.stderr)
         self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
 
@@ -90,9 +92,21 @@ class Inheritance:
         ours = {orders.fileno(), self.lifeline, lifeline.held()}
         self.manifest.note_what_is_shared(app, ours)
 
+    def copy_files(self, order: dict[str, Any], fd: int) -> None:
+        """Have the next `own_files` move to a copy of the working directory; *fd* is the new process's socket.
+
+        Called in a kernel before it forks, or in the fork of a parked process. Raises `Refused`.
+        """
+        earlier, self.copied = self.copied, copy_working_folder(order, fd)
+        self.manifest.note_copied(self.copied, earlier, later=earlier is None and bool(order.get("later")))
+
     def own_files(self) -> None:
-        """Open regular files anew; after each fork."""
-        self.manifest.note_shared_positions(files.reopen(self.places))
+        """Open regular files anew, those of a copied working directory in the copy; after each fork."""
+        if self.copied is not None:
+            os.chdir(self.copied.to)
+        self.manifest.note_shared_positions(files.reopen(self.places, self.copied))
+        if self.copied is not None:
+            self.manifest.note_shared_files(self.copied, self.places)
 
     def next_life(self, orders: socket.socket, *, become: bool, reseed: bool) -> Life:
         """The life that comes after `shed`: a parked process, or with *become* a kernel."""

@@ -14,8 +14,10 @@ import socket
 import stat
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+from .copying import MOST_NAMED, Copied
 from .files import FIRST_OF_USER, open_descriptors
 
 # Whose threads and tasks are no business of the user's: each kernel has its own.
@@ -40,9 +42,11 @@ class Manifest:
         self.shared: list[dict[str, str]] = []
         self.lost: list[dict[str, str]] = []
         self.warnings: list[dict[str, str]] = []
+        self.copied: dict[str, Any] | None = None
 
-    def as_message(self) -> dict[str, list[dict[str, str]]]:
-        return {"shared": self.shared, "lost": self.lost, "warnings": self.warnings}
+    def as_message(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"shared": self.shared, "lost": self.lost, "warnings": self.warnings}
+        return told if self.copied is None else {**told, "copied": self.copied}
 
     def note_what_stays_behind(self, app: Any, ours: set[int]) -> None:
         """In the parent: what a fork will not have. *ours* are child processes that the user knows nothing of."""
@@ -87,6 +91,32 @@ class Manifest:
         comms = getattr(app.kernel.comm_manager, "comms", {})
         if comms:
             self._warn("comms", f"{len(comms)} comms (widgets)", "They are kept; front ends see them on connecting.")
+
+    def note_copied(self, copied: Copied, earlier: Copied | None, *, later: bool) -> None:
+        """The working directory is a copy: of *earlier*'s, if that was made for this one to be copied from.
+
+        *later*: the files were copied when the state was kept already.
+        """
+        self.copied = copied.as_facts()
+        if earlier is not None:  # which has told the rest
+            self.copied["from"] = earlier.source
+            return
+        what = f"the working directory is a copy of {copied.source}"
+        self._warn("folder", what, "Absolute paths in variables, and imported modules, are still the old folder's.")
+        if later:
+            hint = "They may have changed since the checkpoint was taken."
+            self._warn("files_of_now", "files are as they were when the fork was made", hint)
+        for kind, paths in copied.left_out.items():
+            named = ", ".join(paths[:MOST_NAMED]) + (" …" if len(paths) > MOST_NAMED else "")
+            self._warn("not_copied", f"{len(paths)} × {kind}: {named}", "It is in the old folder only.")
+
+    def note_shared_files(self, copied: Copied, descriptors: Iterable[int]) -> None:
+        """In the child: which of its open files are not in the copy, but still the parent's."""
+        for fd in descriptors:
+            with contextlib.suppress(OSError):  # closed since
+                path = os.readlink(f"/proc/self/fd/{fd}")
+                if copied.place_of(path) is not None:
+                    self._share("file", f"the open file {path}", "It is not in the copy; what one writes, both have.")
 
     def note_shared_positions(self, descriptors: list[int]) -> None:
         """These files could not be opened again."""

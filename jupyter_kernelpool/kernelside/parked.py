@@ -42,6 +42,9 @@ class Parked:
         try:
             os.setsid()
             hold(self._inheritance.lifeline)
+            if order.get("files") is not None:
+                wire.send(orders, {"event": "copying"})
+                self._inheritance.copy_files(order["files"], orders.fileno())
             self._inheritance.own_files()
             return self._inheritance.next_life(orders, become=True, reseed=bool(order.get("reseed", False)))
         except BaseException as error:

@@ -36,6 +36,7 @@ class ParkOrder:
     reseed: bool
     fd: int
     servers: int = -1
+    files: dict[str, Any] | None = None  # where to copy the working directory to, and how much of it at most
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -215,7 +216,7 @@ class Parking:
     def _obey(self, order: dict[str, Any], fds: list[int]) -> None:
         if order["op"] == "park" and len(fds) == 1:
             become, reseed = bool(order.get("become", False)), bool(order.get("reseed", False))
-            self._waiting.append(ParkOrder(order["id"], become, reseed, fds[0]))
+            self._waiting.append(ParkOrder(order["id"], become, reseed, fds[0], files=order.get("files")))
             return
         for fd in fds:
             os.close(fd)

@@ -15,7 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from jupyter_kernelpool.channel import Channel
-from jupyter_kernelpool.errors import Busy, CannotFork, KernelPoolError, LaunchFailed, Unfit, WrongState
+from jupyter_kernelpool.errors import (
+    Busy,
+    CannotFork,
+    CopyFailed,
+    KernelPoolError,
+    LaunchFailed,
+    TooLarge,
+    Unfit,
+    WrongState,
+)
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.recipes import Recipe
@@ -24,6 +33,10 @@ from jupyter_kernelpool.supervision import Supervision
 ADOPT_TIMEOUT = 1.5  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
 PING_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 0.1
+COPY_TIMEOUT = 600.0  # what a copy of a working directory may take, once it has begun
+
+
+COPYING: dict[str, type[KernelPoolError]] = {"too_large": TooLarge, "copy_failed": CopyFailed}
 
 
 class Process:
@@ -59,6 +72,8 @@ class Process:
         self.on_wish: Callable[[dict[str, Any]], None] | None = None
         self._parks: dict[int, asyncio.Future[float]] = {}
         self._ids = itertools.count(1)
+        self._copying: set[int] = set()  # parks for which the kernel copies its working directory
+        self.copies = False  # whether this process does that before it is warm
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
             future.add_done_callback(retrieve)
 
@@ -122,33 +137,52 @@ class Process:
         """
         self._tell({"op": "keep", "each_cell": on, "now": now})
 
-    async def park(self, its: socket.socket, *, become: bool, reseed: bool = False, timeout: float) -> float:
+    async def park(
+        self,
+        its: socket.socket,
+        *,
+        become: bool,
+        reseed: bool = False,
+        timeout: float,
+        files: dict[str, Any] | None = None,
+    ) -> float:
         """Have the serving kernel fork itself between two cells; *its* is the new process's end of its own socket.
 
         The fork parks, or with *become* is at once a warm kernel. Returns the seconds for which the kernel stood
         still. Raises `Busy` when a cell runs for longer than *timeout* seconds, `CannotFork` with the kernel's reason.
+
+        With *files* (see `kernelside.copying`) the kernel copies its working directory for the fork. That may take
+        longer, `COPY_TIMEOUT` seconds at most; raises `TooLarge` and `CopyFailed`. It gives up when *its* is hung up.
         """
         if self._channel is None or not self.alive or not self.serving.done():
             raise WrongState(f"kernel process {self.pid} does not run", reason="not_running")
         number = next(self._ids)
         answer = self._parks[number] = asyncio.get_running_loop().create_future()
-        order = {"op": "park", "id": number, "become": become, "reseed": reseed}
+        order = {"op": "park", "id": number, "become": become, "reseed": reseed, "files": files}
         try:
             self._channel.send(order, [its.fileno()])
-            done, _ = await asyncio.wait([answer], timeout=timeout)
-            if done:
+            if await self._answered(answer, number, timeout):
                 return float(answer.result())
             self._channel.send({"op": "cancel_park", "id": number})
             # It may have come to rest in the last moment. One that computes can't answer, and reads the order to
             # fork only together with this one.
-            done, _ = await asyncio.wait([answer], timeout=CANCEL_TIMEOUT)
-            if done and answer.exception() is None:
+            if await self._answered(answer, number, CANCEL_TIMEOUT) and answer.exception() is None:
                 return float(answer.result())
             raise Busy(f"a cell is running, and did not end within {timeout:g} s")
         except ConnectionError as error:
             raise WrongState(f"kernel process {self.pid} is gone", reason="not_running") from error
         finally:
             self._parks.pop(number, None)
+            self._copying.discard(number)
+
+    async def _answered(self, answer: asyncio.Future[float], number: int, timeout: float) -> bool:
+        """Wait for *answer*, longer where files are being copied; whether it came. Raises `CopyFailed`."""
+        done, _ = await asyncio.wait([answer], timeout=timeout)
+        if not done and number in self._copying:
+            done, _ = await asyncio.wait([answer], timeout=COPY_TIMEOUT)
+            if not done:
+                raise CopyFailed(f"the working directory was not copied within {COPY_TIMEOUT:g} s", reason="timeout")
+        return bool(done)
 
     def answer(self, number: int, *, text: str = "", error: str | None = None) -> None:
         """What the kernel, whose cell waits for it, is told about its wish *number*."""
@@ -198,8 +232,10 @@ class Process:
                 self.manifest = message.get("manifest")
                 _settle(self.ready, message)
             case "unfit":
-                facts = {name: message.get(name, "") for name in ("reason", "traceback", "kind")}
-                _fail(self.ready, Unfit(message["reason"], **facts))
+                _fail(self.ready, _unfit(message))
+            case "copying":
+                self.copies = True
+                self._copying.add(message.get("id", 0))
             case "pong":
                 if message["id"] in self._pongs:
                     _settle(self._pongs[message["id"]], None)
@@ -312,7 +348,8 @@ class Launcher(ABC):
 async def until_ready(process: Process, timeout: float) -> dict[str, Any]:
     """Wait for the process's own word that it is warm, and note that; when it fails, the process is ended."""
     try:
-        async with asyncio.timeout(timeout):
+        await asyncio.wait([process.ready], timeout=timeout)
+        async with asyncio.timeout(COPY_TIMEOUT if process.copies else 0):
             message = await asyncio.shield(process.ready)
     except TimeoutError as error:
         process.discard("not ready in time")
@@ -328,7 +365,17 @@ def _refusal(message: dict[str, Any]) -> KernelPoolError:
     """What `park_failed` means to who asked."""
     if message["code"] == "cancelled":
         return WrongState(message["reason"], reason="not_running")
+    if message["code"] in COPYING:
+        return COPYING[message["code"]](message["reason"], **message.get("facts", {}))
     return CannotFork(message["reason"], reason=message["code"], advice=message.get("hint", ""))
+
+
+def _unfit(message: dict[str, Any]) -> KernelPoolError:
+    """What `unfit` means to who waits for the process."""
+    kind = message.get("kind", "")
+    if kind in COPYING:
+        return COPYING[kind](message["reason"], **message.get("facts", {}))
+    return Unfit(message["reason"], **{name: message.get(name, "") for name in ("reason", "traceback", "kind")})
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -44,6 +44,13 @@ class Body:
             raise NotValid(f"{name} = {value!r} must be true or false", field=name)
         return value
 
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of *choices*; the first if left out."""
+        value = self._take(name, choices[0])
+        if value not in choices:
+            raise NotValid(f"{name} = {value!r} must be one of {', '.join(choices)}", field=name)
+        return str(value)
+
     def text(self, name: str, *, longest: int = 200) -> str | None:
         """Text of one line; None if left out or null."""
         value = self._take(name, None)

@@ -20,6 +20,7 @@ MOST_FORKS = 100
 LONGEST_WAIT = 3600.0
 PATIENCE = 30.0
 MOST_STEPS = 1000
+FILES = ("shared", "copy")
 
 
 class ForkingHandler(KernelPoolHandler):
@@ -41,7 +42,9 @@ class ForkingHandler(KernelPoolHandler):
     def reply_forked(self, forking: Forking, forked: Forked) -> None:
         """Finish with the kernels that came to be, and the errors of those that did not."""
         kernels = [
-            self._error(each) if isinstance(each, KernelPoolError) else self._kernel(forking, each)
+            self._error(each)
+            if isinstance(each, KernelPoolError)
+            else {**self._kernel(forking, each), "folder": forked.folders.get(each)}
             for each in forked.kernels
         ]
         self.reply({"kernels": kernels, "manifest": forked.manifest, "seconds": forked.seconds}, 201)
@@ -62,12 +65,14 @@ class ForkHandler(ForkingHandler):
     async def post(self, kernel: str) -> None:
         body = self.read_body()
         count = body.count("count", 1, least=1, most=MOST_FORKS)
-        name, reseed = body.text("name"), body.flag("reseed")
+        name, reseed, atomic = body.text("name"), body.flag("reseed"), body.flag("atomic")
+        copy = body.choice("files", FILES) == "copy"
         timeout = body.number("timeout", PATIENCE, least=0, most=LONGEST_WAIT)
         body.done()
         forking = await self.working_forking()
         kernel_id = forking.find_kernel(kernel)
-        forked = await forking.fork(kernel_id, count=count, name=name, reseed=reseed, timeout=timeout)
+        options = {"reseed": reseed, "copy": copy, "atomic": atomic}
+        forked = await forking.fork(kernel_id, count=count, name=name, timeout=timeout, **options)
         self.reply_forked(forking, forked)
 
 
@@ -162,10 +167,12 @@ class CheckpointForkHandler(ForkingHandler):
     async def post(self, checkpoint: str) -> None:
         body = self.read_body()
         count = body.count("count", 1, least=1, most=MOST_FORKS)
-        name, reseed = body.text("name"), body.flag("reseed")
+        name, reseed, atomic = body.text("name"), body.flag("reseed"), body.flag("atomic")
+        copy = body.choice("files", FILES) == "copy"
         body.done()
         forking = await self.working_forking()
-        self.reply_forked(forking, await forking.fork_checkpoint(checkpoint, count=count, name=name, reseed=reseed))
+        options = {"reseed": reseed, "copy": copy, "atomic": atomic}
+        self.reply_forked(forking, await forking.fork_checkpoint(checkpoint, count=count, name=name, **options))
 
 
 class LineageHandler(ForkingHandler):

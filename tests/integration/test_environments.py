@@ -356,6 +356,22 @@ def test_whole_kernel_in_another_folder_is_not_a_hit(toy: Callable[..., Server])
     assert server.run(kernel, "cwd") == str(server.root / "sub")
 
 
+@pytest.mark.parametrize("launcher, reason", [("auto", "not_pooled"), ("whole", "unforkable")])
+def test_kernel_of_another_language_is_not_forked_and_lives_on(
+    toy: Callable[..., Server], launcher: str, reason: str
+) -> None:
+    server = toy(*([WHOLE] if launcher == "whole" else []))
+    server.wait_warm(1, "toy" if launcher == "whole" else "python3")
+    kernel = server.start_session("one.toy", name="toy")["kernel"]["id"]
+    told = server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["capabilities"]["fork"]
+    assert told["available"] is False
+    for path in ("fork", "checkpoints"):
+        status, refused = server.call(f"/kernelpool/v1/kernels/{kernel}/{path}", "POST")
+        assert (status, refused["code"], refused["reason"]) == (501, "cannot_fork", reason)
+        assert refused["message"] == told["why"]
+    assert server.run(kernel, "hello") == "hello"
+
+
 @pytest.mark.parametrize(
     "option, metadata",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,9 @@ def test_what_can_not_be_forked_says_why(kp_server: Server, kernel: str, kp_star
         ({"name": 3}, "name"),
         ({"reseed": "yes"}, "reseed"),
         ({"timeout": -1}, "timeout"),
-        ({"files": "copy"}, "files"),
+        ({"files": "moved"}, "files"),
+        ({"files": ["copy"]}, "files"),
+        ({"atomic": 1}, "atomic"),
     ],
 )
 def test_wrong_fields_are_named(kp_server: Server, kernel: str, body: Any, field: str) -> None:
@@ -270,3 +273,108 @@ def alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+# -- what fails in the middle, and what can not be forked -------------------------------------------
+
+
+def test_forks_that_find_no_place_are_answered_in_theirs(kp_start: Any) -> None:
+    server = kp_start("--KernelPool.max_kernels=3", "--KernelPool.exhausted=fail")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    server.run(kernel, "x = 1")
+    reply = post(server, f"/kernels/{kernel}/fork", {"count": 4, "name": "try", "files": "copy"})
+    first, second, *failed = reply["kernels"]
+    assert [server.run(each["id"], "print(x)") for each in (first, second)] == ["1", "1"]
+    assert [(each["error"]["code"], each["error"]["limit"]) for each in failed] == [("exhausted", 3)] * 2
+    assert all(each["error"]["retry_after"] > 0 for each in failed)
+    assert reply["manifest"]["copied"]["to"] == [first["folder"], second["folder"]]
+    copied = {str(path) for path in server.runtime.glob("kernelpool-copy-*")}
+    assert {first["folder"], second["folder"]} <= copied
+    eventually(lambda: len(list(server.runtime.glob("kernelpool-copy-*"))) == 2, "no more copies are left")
+
+    status, headers, refused = server.exchange(f"{API}/kernels/{kernel}/fork", "POST", {"name": "try-3"})
+    assert (status, refused["code"], "Retry-After" in headers) == (503, "exhausted", True)
+    assert server.call(f"/api/kernels/{first['id']}", "DELETE")[0] == 204
+    assert post(server, f"/kernels/{kernel}/fork", {"name": "try-3"})["kernels"][0]["given_name"] == "try-3"
+
+
+@pytest.mark.parametrize("source", ["kernel", "checkpoint"])
+def test_atomic_forks_are_all_or_none(kp_start: Any, source: str) -> None:
+    server = kp_start("--KernelPool.max_kernels=3", "--KernelPool.exhausted=fail")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    path = f"/kernels/{kernel}/fork"
+    if source == "checkpoint":
+        path = f"/checkpoints/{checkpoint(server, kernel)}/fork"
+    files = set(server.runtime.glob("kernel-*"))
+    before = {process.pid for process in server.ours()}
+    server.call("/kernelpool/v1/pools/python3", "PATCH", {"warm": 0, "max": 1})
+    refused = post(server, path, {"count": 3, "name": "try", "atomic": True}, 503)
+    assert refused["code"] == "exhausted"
+    assert [each["id"] for each in server.call("/api/kernels")[1]] == [kernel]
+    nodes = [node["id"] for node in server.call(f"{API}/lineage")[1]["nodes"] if node["kind"] == "kernel"]
+    assert nodes == [kernel]
+    assert set(server.runtime.glob("kernel-*")) == files
+    eventually(lambda: {process.pid for process in server.ours()} <= before, "no process is left")
+    reply = post(server, path, {"count": 2, "name": "try", "atomic": True})
+    assert [each["given_name"] for each in reply["kernels"]] == ["try-1", "try-2"], "the names are free again"
+
+
+def test_dead_kernel_is_not_forked_and_its_checkpoint_is_there(kp_start: Any) -> None:
+    server = kp_start("--PooledKernelManager.autorestart=False")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    server.run(kernel, "x = 'kept'")
+    kept = checkpoint(server, kernel)
+    pid = pid_of(server, kernel)
+    os.kill(pid, signal.SIGKILL)
+    capability = f"{API}/kernels/{kernel}"
+    why = eventually(lambda: server.call(capability)[1]["capabilities"]["fork"]["why"], "its end is known")
+    assert "dead" in why
+    for path, body in ((f"/kernels/{kernel}/fork", {}), (f"/kernels/{kernel}/checkpoints", {})):
+        refused = post(server, path, body, 409)
+        assert (refused["code"], refused["reason"], refused["message"]) == ("wrong_state", "dead", why)
+    assert post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 409)["reason"] == "dead"
+    (model,) = post(server, f"/checkpoints/{kept}/fork")["kernels"]
+    assert server.run(model["id"], "print(x)") == "kept"
+
+
+def test_starting_kernel_is_not_forked_and_starts_all_the_same(kp_start: Any) -> None:
+    server = kp_start("--KernelPool.warm=0")
+    eventually(lambda: server.recipe().get("template"), "the template is there")
+    kernel = server.start_kernel()
+    kept = checkpoint(server, kernel)
+    template = psutil.Process(server.template())
+    template.suspend()  # the restart waits for a fork of it
+    restarted: list[int] = []
+    restart = threading.Thread(
+        target=lambda: restarted.append(server.call(f"/api/kernels/{kernel}/restart", "POST")[0])
+    )
+    restart.start()
+    try:
+        capability = f"{API}/kernels/{kernel}"
+        eventually(
+            lambda: "starting" in str(server.call(capability)[1]["capabilities"]["fork"]["why"]), "it is starting"
+        )
+        for path, body in (("fork", {}), ("checkpoints", {}), ("restore", {"checkpoint": kept})):
+            refused = post(server, f"/kernels/{kernel}/{path}", body, 409)
+            assert (refused["code"], refused["reason"]) == ("wrong_state", "starting"), path
+    finally:
+        template.resume()
+        restart.join()
+    assert restarted == [200]
+    eventually(lambda: server.call(capability)[1]["capabilities"]["fork"]["available"], "it has started")
+    assert server.run(fork(server, kernel)[0], "print(6 * 7)") == "42"
+
+
+def test_name_that_is_taken_leaves_all_as_it_was(kp_server: Server, kernel: str) -> None:
+    fork(kp_server, kernel, name="try-2")
+    before = {each["id"] for each in kp_server.call("/api/kernels")[1]}
+    for body in ({"name": "try-2"}, {"name": "try", "count": 3}, {"name": kernel}):
+        assert post(kp_server, f"/kernels/{kernel}/fork", body, 409)["code"] == "name_taken"
+    kept = checkpoint(kp_server, kernel)
+    assert post(kp_server, f"/checkpoints/{kept}/fork", {"name": "try-2"}, 409)["code"] == "name_taken"
+    assert {each["id"] for each in kp_server.call("/api/kernels")[1]} == before
+    (model,) = post(kp_server, f"/kernels/{kernel}/fork", {"name": "try-1"})["kernels"]
+    assert model["given_name"] == "try-1", "the refused ones reserved nothing"

@@ -169,6 +169,53 @@ def test_killed_kernel_comes_back_on_the_same_connection(server: Server) -> None
     assert json.loads(server.connection_file(kernel).read_text()) == info
 
 
+def test_forks_checkpoints_and_restores_have_the_same_transport(server: Server) -> None:
+    kernel, info = claim(server)
+    client = server.client(kernel)
+    server.run(client, "x = 'then'")
+    forked, second = forks(server, f"kernels/{kernel}/fork", count=2)
+    kept = ordered(server, f"kernels/{kernel}/checkpoints")["id"]
+    server.run(client, "x = 'now'")
+    (third,) = forks(server, f"checkpoints/{kept}/fork")
+    (alone,) = forks(server, f"kernels/{third}/fork", files="copy")
+    for each in (forked, second, third, alone):
+        told = json.loads(server.connection_file(each).read_text())
+        assert told["transport"] == transport(server)
+        assert ("curve_publickey" in told) == encrypts(server)
+        assert told["key"] != info["key"]
+        if encrypts(server):
+            assert told["curve_secretkey"] != info["curve_secretkey"]
+        assert len(sockets(server, each)) == (len(CHANNELS) if transport(server) == "ipc" else 0)
+        assert server.run(each, "print(x)") == "then"
+    without = {name: value for name, value in told.items() if not name.startswith("curve_")}
+    assert is_answered(server, told)
+    assert is_answered(server, without) is not encrypts(server)
+
+    for source in ({"checkpoint": kept}, {"kernel": forked}):
+        server.run(client, "x = 'now'")
+        ordered(server, f"kernels/{kernel}/restore", 200, **source)
+        assert json.loads(server.connection_file(kernel).read_text()) == info
+        reconnected(client)
+        assert server.run(client, "print(x)") == "then"
+        assert server.run(server.client(kernel), "print(x)") == "then", "a new client"
+    server.wait_warm(1, "curved")
+    restart(server, forked)
+    assert server.run(server.client(forked), "print('x' in globals())") == "False"
+    for each in (forked, second, third, alone):
+        assert server.call(f"/api/kernels/{each}", "DELETE")[0] == 204
+        assert list(server.runtime.glob(f"kernel-{each}*")) == []
+
+
+def ordered(server: Server, path: str, expect: int = 201, **body: Any) -> Any:
+    status, model = server.call(f"/kernelpool/v1/{path}", "POST", body)
+    assert status == expect, model
+    return model
+
+
+def forks(server: Server, path: str, **body: Any) -> list[str]:
+    return [each["id"] for each in ordered(server, path, **body)["kernels"]]
+
+
 def test_files_are_gone_after_delete(server: Server) -> None:
     kernel, _ = claim(server)
     restart(server, kernel)

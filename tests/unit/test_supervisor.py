@@ -290,7 +290,12 @@ def test_sessions_are_killed_and_guarded_files_removed_when(kp_server, end, tmp_
     guarded, released, other = (tmp_path / name for name in ("guarded.json", "released.json", "other.json"))
     for file in (guarded, released, other):
         file.write_text("{}")
-    kp_server.order("guard", paths=[str(guarded), str(released), str(tmp_path / "never-made.json")])
+    folder = tmp_path / "folder"
+    (folder / "closed").mkdir(parents=True)
+    (folder / "closed" / "file").touch()
+    (folder / "link").symlink_to(other)
+    (folder / "closed").chmod(0o500)
+    kp_server.order("guard", paths=[str(guarded), str(released), str(folder), str(tmp_path / "never-made.json")])
     kp_server.order("release", paths=[str(released)])
     pid, orders = kp_server.python(PARENT_OF_TWO)
     assert orders.recv(5) == b"ready"
@@ -313,6 +318,7 @@ def test_sessions_are_killed_and_guarded_files_removed_when(kp_server, end, tmp_
             process.kill()
             process.wait()
     assert not guarded.exists()
+    assert not folder.exists()
     assert released.exists()
     assert other.exists()
 
