@@ -7,41 +7,31 @@ parked process; a restore swaps the process behind a kernel id.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from jupyter_kernelpool.batches import Batch, Batches, Forked, Origin
 from jupyter_kernelpool.checkpoints.memory import Family, Kept, MemoryBound
 from jupyter_kernelpool.checkpoints.parked import Parked, fork_live
-from jupyter_kernelpool.copies import Bounds, Copies, Folders, Order
+from jupyter_kernelpool.copies import Copies, Order
 from jupyter_kernelpool.errors import (
     Busy,
     CannotFork,
     KernelPoolError,
-    LaunchFailed,
     NameTaken,
     NotFound,
     NotRelated,
-    PoolExhausted,
     WrongState,
 )
 from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lineage import Lineage, Node
+from jupyter_kernelpool.names import Names
 from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a fork comes from: the id of its parent, the kernelspec, and how a restart of it begins."""
-
-    parent: str
-    spec_name: str
-    surroundings: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,37 +50,6 @@ class Checkpoint:
     automatic: bool = False
 
 
-@dataclass(frozen=True)
-class Forked:
-    """What came of a fork: for each one wanted, the id of a kernel or the error, and the *seconds* it took.
-
-    *folders* says for kernels with files of their own where these are.
-    """
-
-    kernels: list[str | KernelPoolError]
-    manifest: dict[str, Any]
-    seconds: float
-    folders: dict[str, str]
-
-
-@dataclass
-class Batch:
-    """Forks that one request asks for, and what came of them so far.
-
-    *inherited* are the copied folders that their parent works in; with *copy* each gets one of its own, *folders*.
-    """
-
-    origin: Origin
-    names: list[str | None]
-    inherited: Folders
-    copy: bool
-    atomic: bool
-    later: bool = False
-    kernels: list[str | KernelPoolError] = field(default_factory=list)
-    folders: dict[str, str] = field(default_factory=dict)  # kernel id -> folder
-    manifest: dict[str, Any] | None = None  # of the first
-
-
 class Forking:
     """What is done to the kernels of *manager*, the server's kernel manager."""
 
@@ -98,8 +57,9 @@ class Forking:
         self._manager = manager
         self.lineage = Lineage()
         self.checkpoints: dict[str, Checkpoint] = {}
-        self.names: dict[str, str] = {}  # given name -> kernel id
+        self.names = Names(lambda kernel_id: kernel_id in manager)
         self.copies = Copies(manager.pool.supervision, manager.log)
+        self._batches = Batches(manager, self.names, self.lineage, self.copies)
         self._changing: set[str] = set()  # kernels whose process is being replaced
         self._memory = MemoryBound(manager.pool.max_checkpoint_memory, self._families, self._drop_if_there)
 
@@ -113,7 +73,7 @@ class Forking:
 
     def find_kernel(self, key: str) -> str:
         """The id of the kernel with the id or the given name *key*; raises `NotFound`."""
-        kernel_id = self.names.get(key, key)
+        kernel_id = self.names.id_of(key)
         if kernel_id not in self._manager:
             raise NotFound(f"there is no kernel {key!r}", kernel=key)
         return kernel_id
@@ -127,20 +87,6 @@ class Forking:
     def checkpoints_of(self, kernel_id: str) -> list[Checkpoint]:
         """Those of one kernel, oldest first."""
         return [checkpoint for checkpoint in self.checkpoints.values() if checkpoint.kernel_id == kernel_id]
-
-    def name_of(self, kernel_id: str) -> str | None:
-        """The name that was given to the kernel, if one was."""
-        return next((name for name, other in self.names.items() if other == kernel_id), None)
-
-    def rename(self, kernel_id: str, name: str) -> None:
-        """Give the kernel the name *name*; raises `NameTaken`."""
-        if self.names.get(name) == kernel_id:
-            return
-        with self._reserved_names(name, 1):
-            former = self.name_of(kernel_id)
-            if former is not None:
-                del self.names[former]
-            self.names[name] = kernel_id
 
     def why_not(self, kernel_id: str) -> str | None:
         """Why the kernel can't be forked, or None if it can."""
@@ -176,7 +122,7 @@ class Forking:
         origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
         began = time.monotonic()
         inherited = self.copies.of(kernel_id)
-        with self._reserved_names(name, count) as names, self.copies.kept(inherited):
+        with self.names.reserved(name, count) as names, self.copies.kept(inherited):
             self._enter_kernel(kernel_id)
             batch = Batch(origin, names, inherited, copy=copy, atomic=atomic)
             if count == 1:
@@ -184,15 +130,16 @@ class Forking:
                 async def make(files: Order | None) -> Process:
                     return await fork_live(process, supervision, reseed=reseed, timeout=timeout, files=files)
 
-                await self._start_all(batch, make)
-                return self._result(batch, {}, began)
-            async with self._folder(copy) as base:  # the forks are made from a parked process, their files from this
+                await self._batches.start_all(batch, make)
+                return self._batches.result(batch, {}, began)
+            # The forks are made from a parked process, their files from its.
+            async with self._batches.folder(copy) as base:
                 parked = await Parked.take(process, supervision, timeout=timeout, files=base)
                 try:
-                    await self._start_all(batch, lambda files: parked.fork(reseed=reseed, files=files))
+                    await self._batches.start_all(batch, lambda files: parked.fork(reseed=reseed, files=files))
                 finally:
                     parked.drop()
-            return self._result(batch, parked.manifest, began)
+            return self._batches.result(batch, parked.manifest, began)
 
     async def fork_checkpoint(
         self,
@@ -212,10 +159,10 @@ class Forking:
         origin = replace(checkpoint.origin, parent=checkpoint.id)
         began = time.monotonic()
         inherited = self.copies.of(key)
-        with self._reserved_names(name, count) as names, self.copies.kept(inherited):
+        with self.names.reserved(name, count) as names, self.copies.kept(inherited):
             batch = Batch(origin, names, inherited, copy=copy, atomic=atomic, later=True)
-            await self._start_all(batch, lambda files: checkpoint.parked.fork(reseed=reseed, files=files))
-            return self._result(batch, checkpoint.parked.manifest, began)
+            await self._batches.start_all(batch, lambda files: checkpoint.parked.fork(reseed=reseed, files=files))
+            return self._batches.result(batch, checkpoint.parked.manifest, began)
 
     # -- checkpoints --------------------------------------------------------------------------------
 
@@ -306,9 +253,7 @@ class Forking:
         """Jupyter forgets the kernel: its checkpoints go, its name is free, its forks live on."""
         for checkpoint in self.checkpoints_of(kernel_id):
             self.drop(checkpoint.id)
-        name = self.name_of(kernel_id)
-        if name is not None:
-            del self.names[name]
+        self.names.forget(kernel_id)
         self.copies.let_go(kernel_id)
         self.lineage.end(kernel_id)
 
@@ -367,115 +312,9 @@ class Forking:
                 raise Busy("a cell is running; interrupt it first, or wait")
             await asyncio.sleep(REST_TIMEOUT / 20)
 
-    def refuse_taken(self, name: str | None, count: int) -> list[str]:
-        """The names that *count* forks called *name* get, none without one; raises `NameTaken` if one is."""
-        if name is None:
-            return []
-        names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
-        for each in names:
-            if each in self.names or each in self._manager:
-                raise NameTaken(f"there is a kernel {each!r} already", name=each)
-        return names
-
-    @contextlib.contextmanager
-    def _reserved_names(self, name: str | None, count: int) -> Iterator[list[str | None]]:
-        """The names of *count* forks, kept free of others meanwhile; raises `NameTaken`."""
-        names = self.refuse_taken(name, count)
-        if name is None:
-            yield [None] * count
-            return
-        self.names.update(dict.fromkeys(names, ""))
-        try:
-            yield list(names)
-        finally:
-            for each in names:
-                if self.names.get(each) == "":
-                    del self.names[each]
-
-    def _folder(self, copy: bool, *, later: bool = False) -> contextlib.AbstractAsyncContextManager[Order | None]:
-        """A folder for a copy of a working directory, if there is to be one."""
-        if not copy:
-            return contextlib.nullcontext()
-        pool = self._manager.pool
-        place = pool.copies_dir or self._manager.connection_dir
-        return self.copies.lent(Bounds(place, pool.max_copied_bytes, pool.max_copied_files), later=later)
-
-    async def _start_all(self, batch: Batch, make: Callable[[Order | None], Awaitable[Process]]) -> None:
-        """Make the forks of *batch* one by one; raises the first error if it is atomic. Whatever is raised, none
-        of them is left."""
-        try:
-            for name in batch.names:
-                last = batch.kernels[-1] if batch.kernels else None
-                if isinstance(last, PoolExhausted):
-                    batch.kernels.append(last)  # it would wait as long for the same answer
-                    continue
-                outcome = await self._start_one(batch, make, name)
-                batch.kernels.append(outcome)
-                if batch.atomic and isinstance(outcome, KernelPoolError):
-                    raise outcome
-        except BaseException:
-            await asyncio.shield(self._shut_down([each for each in batch.kernels if isinstance(each, str)]))
-            raise
-
-    async def _start_one(
-        self, batch: Batch, make: Callable[[Order | None], Awaitable[Process]], name: str | None
-    ) -> str | KernelPoolError:
-        try:
-            async with self._folder(batch.copy, later=batch.later) as files:
-                fork = await make(files)
-                if batch.manifest is None:
-                    batch.manifest = fork.manifest
-                if files is None:
-                    return await self._start(fork, batch.origin, name, batch.inherited)
-                cwd = {**batch.origin.surroundings, "cwd": files.to}
-                started = await self._start(fork, replace(batch.origin, surroundings=cwd), name, frozenset([files.to]))
-                if isinstance(started, str):
-                    batch.folders[started] = files.to
-                return started
-        except KernelPoolError as error:
-            return error
-
-    async def _shut_down(self, kernels: list[str]) -> None:
-        """End *kernels*, which are not wanted any more."""
-        ends = [self._manager.shutdown_kernel(kernel_id, now=True) for kernel_id in kernels]
-        for kernel_id, failure in zip(kernels, await asyncio.gather(*ends, return_exceptions=True), strict=True):
-            if isinstance(failure, BaseException):
-                self._manager.log.warning("Kernel %s could not be shut down: %s", kernel_id, failure)
-
-    async def _start(self, fork: Process, origin: Origin, name: str | None, folders: Folders) -> str | KernelPoolError:
-        """Make *fork*, which works in *folders*, a kernel of the server's; the error if that did not work."""
-        try:
-            kernel_id: str = await self._manager.start_kernel(
-                kernel_name=origin.spec_name, origin=fork, **origin.surroundings
-            )
-        except asyncio.CancelledError:
-            fork.discard("the request was cancelled")
-            raise
-        except Exception as error:
-            fork.discard("not started")
-            for known in (error, error.__cause__):  # the manager translates ours for Jupyter
-                if isinstance(known, KernelPoolError):
-                    return known
-            return LaunchFailed(f"the fork was not started: {error}", reason=type(error).__name__)
-        self.copies.hold(kernel_id, folders)
-        if name is not None:
-            self.names[name] = kernel_id
-        self.lineage.add(Node(kernel_id, "kernel", origin.parent, time.time(), name))
-        return kernel_id
-
     def _enter_kernel(self, kernel_id: str) -> None:
         if self.lineage.find(kernel_id) is None:
-            self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.name_of(kernel_id)))
-
-    def _result(self, batch: Batch, manifest: dict[str, Any], began: float) -> Forked:
-        """What to answer, if a kernel came of it; *manifest* is the parked process's, if there was one."""
-        errors = [each for each in batch.kernels if isinstance(each, KernelPoolError)]
-        if len(errors) == len(batch.kernels):
-            raise errors[0]
-        told = dict(manifest or batch.manifest or {})
-        if batch.copy and batch.manifest is not None:
-            told = {**batch.manifest, "copied": {**batch.manifest["copied"], "to": list(batch.folders.values())}}
-        return Forked(batch.kernels, told, time.monotonic() - began, batch.folders)
+            self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.names.of(kernel_id)))
 
 
 def surroundings(kernel: Any) -> dict[str, Any]:

@@ -199,12 +199,12 @@ class PoolProvisioner(LocalProvisioner):
         self.process = None  # the websocket holds what comes meanwhile
         if former.record.state not in (State.STOPPING, State.DEAD):
             former.record.move(State.STOPPING, why="replaced", now=time.time())
-        former.kill()
-        await asyncio.shield(former.exited)
+        former.kill()  # its threads run no more; the successor need not wait until its memory is given back
         await self.pool.hand_over(successor, self._asked, self._adoption(self.connection_info, []))
         self._take_over(successor, self.cwd)
         successor.serving.add_done_callback(lambda done: self._serving(done, successor, began))
         await asyncio.shield(successor.serving)
+        await asyncio.shield(former.exited)
 
     def _adoption(self, connection_info: KernelConnectionInfo, cmd: list[str]) -> Adoption:
         manager: Any = self.parent

@@ -114,7 +114,7 @@ class Wishes:
     def _fork(self, kernel_id: str, name: str | None, count: int, *, reseed: bool) -> Granted:
         if not 1 <= count <= MOST_FORKS:
             raise NotValid(f"count = {count} must be from 1 to {MOST_FORKS}", field="count")
-        self._forking.refuse_taken(name, count)
+        self._forking.names.refuse_taken(name, count)
 
         async def act() -> str:
             forked = await self._forking.fork(kernel_id, count=count, name=name, reseed=reseed, timeout=PATIENCE)
@@ -125,7 +125,7 @@ class Wishes:
     def _describe_fork(self, fork: str | KernelPoolError) -> str:
         if isinstance(fork, KernelPoolError):
             return f"Not forked: {fork}"
-        name = self._forking.name_of(fork)
+        name = self._forking.names.of(fork)
         return f"Forked: kernel {fork}" + (f" ({name})" if name is not None else "")
 
     def _checkpoint(self, kernel_id: str, name: str | None) -> Granted:

@@ -71,26 +71,33 @@ class Inheritance:
                 start()
 
     def shed(self, orders: socket.socket) -> None:
-        """Let go of all that is the parent's: streams, sockets, loops, threads, files, and its duties at the end.
+        """Let go of the parent's descriptors: streams, sockets, loops' and files.
 
-        *orders* is the new process's own socket.
+        *orders* is the new process's own socket. A process that only waits needs no more, and each page that is
+        not written to stays shared with the parent; `disentangle` does the rest.
         """
+        for output in self.outputs:
+            if getattr(output, "_original_stdstream_copy", None) is not None:
+                os.dup2(output._original_stdstream_copy, output._original_stdstream_fd)
+        for pidfd in self.uncollected:
+            os.close(pidfd)
+        self.uncollected.clear()
+        self.app.machinery.close(self.app)
+        self.own_files()
+        ours = {orders.fileno(), self.lifeline, lifeline.held()}
+        self.manifest.note_what_is_shared(self.app, ours)
+
+    def disentangle(self) -> None:
+        """Let go of the parent's objects, before a kernel is made: loops, streams, threads, its duties at the end."""
         app = self.app
         loop = app.io_loop
         KEPT_FOR_EVER.append((loop, asyncio.all_tasks(loop.asyncio_loop)))
         KEPT_FOR_EVER.append(app.machinery)
         self._restore_standard_streams()
-        for pidfd in self.uncollected:
-            os.close(pidfd)
-        self.uncollected.clear()
-        app.machinery.close(app)
         asyncio.set_event_loop(None)
         pools.renew(KEPT_FOR_EVER)
         endings.disown(app.shell)
         cut_history(app.shell.history_manager, KEPT_FOR_EVER)
-        self.own_files()
-        ours = {orders.fileno(), self.lifeline, lifeline.held()}
-        self.manifest.note_what_is_shared(app, ours)
 
     def copy_files(self, order: dict[str, Any], fd: int) -> None:
         """Have the next `own_files` move to a copy of the working directory; *fd* is the new process's socket.
@@ -114,15 +121,15 @@ class Inheritance:
         from .warm import Warm
 
         if become:
+            self.disentangle()
             return Warm(self.app, orders, lifeline=self.lifeline, ahead=False, inheritance=self, reseed=reseed)
         return Parked(self, orders)
 
     def _restore_standard_streams(self) -> None:
-        """What ipykernel's streams watch, descriptors 1 and 2, goes where it went before they were made."""
+        """What ipykernel's streams watch, descriptors 1 and 2, went where it went before (`shed`): so do they."""
         copies = []
         for output in self.outputs:
             if getattr(output, "_original_stdstream_copy", None) is not None:
-                os.dup2(output._original_stdstream_copy, output._original_stdstream_fd)
                 copies.append(output._original_stdstream_copy)
             KEPT_FOR_EVER.append(dict(vars(output)))
         for handler in self.app.log.handlers:

@@ -6,6 +6,7 @@ becomes a kernel that goes on from the state of the moment.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from contextvars import Context
@@ -26,9 +27,11 @@ class Parked:
         self.context: Context | None = None
         self._inheritance = inheritance
         self._orders = orders
+        self._collects = gc.isenabled()
 
     def run(self) -> Life:
         """Say `ready`, then fork on order; returns in a fork."""
+        gc.disable()  # a collection would copy every page that holds an object
         try:
             assert_single_threaded()
         except Exception as error:
@@ -46,7 +49,10 @@ class Parked:
                 wire.send(orders, {"event": "copying"})
                 self._inheritance.copy_files(order["files"], orders.fileno())
             self._inheritance.own_files()
-            return self._inheritance.next_life(orders, become=True, reseed=bool(order.get("reseed", False)))
+            life = self._inheritance.next_life(orders, become=True, reseed=bool(order.get("reseed", False)))
+            if self._collects:
+                gc.enable()
+            return life
         except BaseException as error:
             tell_unfit(orders, error)
             os._exit(1)

@@ -8,8 +8,9 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from jupyter_kernelpool.batches import Forked
 from jupyter_kernelpool.errors import KernelPoolError, NotFound, NotValid
-from jupyter_kernelpool.forking import Checkpoint, Forked, Forking
+from jupyter_kernelpool.forking import Checkpoint, Forking
 from jupyter_kernelpool.lineage import Node
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute, error_body
 from jupyter_kernelpool.rest.bodies import Body
@@ -51,7 +52,7 @@ class ForkingHandler(KernelPoolHandler):
 
     def _kernel(self, forking: Forking, kernel_id: str) -> Model:
         model = self.kernel_manager.kernel_model(kernel_id)
-        return {**model, "given_name": forking.name_of(kernel_id), "lineage": lineage_model(forking, kernel_id)}
+        return {**model, "given_name": forking.names.of(kernel_id), "lineage": lineage_model(forking, kernel_id)}
 
     def _error(self, error: KernelPoolError) -> Model:
         return {"error": error_body(error.status, error)}

@@ -39,7 +39,7 @@ class KernelHandler(KernelPoolHandler):
     @web.authenticated
     @authorized
     async def get(self, kernel: str) -> None:
-        kernel_id = self.pooling.forking.names.get(kernel, kernel) if self.pooling is not None else kernel
+        kernel_id = self.pooling.forking.names.id_of(kernel) if self.pooling is not None else kernel
         if kernel_id not in self.kernel_manager.list_kernel_ids():
             raise NotFound(f"there is no kernel {kernel!r}", kernel=kernel)
         self.reply(describe(self.kernel_manager, kernel_id))
@@ -53,7 +53,7 @@ class KernelHandler(KernelPoolHandler):
         manager = await self.working_manager()
         kernel_id = manager.forking.find_kernel(kernel)
         if name is not None:
-            manager.forking.rename(kernel_id, name)
+            manager.forking.names.give(kernel_id, name)
         if steps is not None:
             manager.undo.change(kernel_id, steps)
         self.reply(describe(manager, kernel_id))
@@ -68,7 +68,7 @@ def describe(manager: Any, kernel_id: str) -> Model:
     why = forking.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
     return {
         **model,
-        "given_name": forking.name_of(kernel_id) if forking is not None else None,
+        "given_name": forking.names.of(kernel_id) if forking is not None else None,
         "lineage": lineage_model(forking, kernel_id) if forking is not None else None,
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
         "undo": undo_model(manager.undo, kernel_id) if ours else None,

@@ -113,6 +113,7 @@ def test_a_fork_outlives_its_parent(kp_server: Server, kernel: str) -> None:
 def test_a_running_cell_is_waited_for_and_not_disturbed(kp_server: Server, kernel: str) -> None:
     client = kp_server.client(kernel)
     client.execute("import time; time.sleep(2); done = True")
+    eventually(lambda: kp_server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "it runs")
     began = time.monotonic()
     status, refused = kp_server.call(f"{API}/kernels/{kernel}/fork", "POST", {"timeout": 0.2})
     assert (status, refused["code"]) == (409, "busy")
