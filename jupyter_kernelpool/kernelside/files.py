@@ -13,6 +13,7 @@ import gc
 import io
 import os
 import stat
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from .copying import Copied
@@ -78,12 +79,12 @@ def flush(found: dict[int, os.stat_result], namespace: dict[str, Any]) -> None:
                 _flush_one(value)
 
 
-def open_descriptors() -> dict[int, os.stat_result]:
-    """The open descriptors and what they refer to."""
+def open_descriptors(*, besides: AbstractSet[int] = frozenset()) -> dict[int, os.stat_result]:
+    """The open descriptors, *besides* those, and what they refer to."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    for fd in set(map(int, os.listdir("/proc/self/fd"))) - besides:
         with contextlib.suppress(OSError):  # the one that listed them is closed by now
-            found[int(name)] = os.fstat(int(name))
+            found[fd] = os.fstat(fd)
     return found
 
 

@@ -48,7 +48,7 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     Whatever goes wrong, the kernel goes on.
     """
     try:
-        inheritance = _get_ready(kernel)
+        inheritance = _get_ready(kernel, order)
         if order.files is not None:
             kernel.tell(event="copying", id=order.number)
             inheritance.copy_files(order.files, order.fd)
@@ -76,7 +76,7 @@ def carry_out(kernel: Warm, order: ParkOrder) -> Life | None:
     return None
 
 
-def _get_ready(kernel: Warm) -> Inheritance:
+def _get_ready(kernel: Warm, order: ParkOrder) -> Inheritance:
     """All that has to be done before the fork. Raises `Refused` where it would be wrong."""
     app: Any = kernel.app
     if kernel.never is not None:
@@ -85,7 +85,7 @@ def _get_ready(kernel: Warm) -> Inheritance:
     hazards.refuse_if_wrong(libraries, getattr(app.kernel, "debugger", None))
     inheritance = Inheritance(kernel)
     inheritance.manifest.note_openmp(hazards.put_openmp_threads_away(libraries))
-    opened = inheritance.files_of_user()
+    opened = inheritance.take_descriptors({order.fd, order.servers, kernel.orders.fileno()})
     files.flush(opened, app.shell.user_ns)
     inheritance.places = files.places(opened)
     return inheritance
@@ -144,7 +144,7 @@ def _be_born(kernel: Warm, order: ParkOrder, inheritance: Inheritance) -> Life:
         hold(kernel.lifeline)
         kernel.parking.let_go()
         kernel.orders.close()
-        inheritance.shed(orders)
+        inheritance.shed()
         return inheritance.next_life(orders, become=order.become, reseed=order.reseed)
     except BaseException as error:
         tell_unfit(orders, error)

@@ -45,20 +45,28 @@ class Inheritance:
         self.manifest.note_what_stays_behind(self.app, set(self.uncollected.values()))
         self.random_state = random.getstate()  # `random` seeds itself anew after each fork
         self.places: files.Places = {}
+        self._known: set[int] = set()
+        self._machinery: set[int] = set()
         self._asleep: list[Callable[[], None]] = []
         self.copied: Copied | None = None  # the working directory of the fork that is being made
         self.streams = (sys.stdout, sys.stderr)
         self.outputs = (kernel.app.kernel._stdout, kernel.app.kernel._stderr)
 
-    def files_of_user(self) -> dict[int, os.stat_result]:
-        """The descriptors that neither the kernel nor its history opened for itself."""
+    def take_descriptors(self, ours: set[int]) -> dict[int, os.stat_result]:
+        """Look who opened what, and return the user's. *ours* are descriptors of this extension's."""
         history = self.app.shell.history_manager
-        noted, database = self.app.machinery.noted, files.facts_of(str(getattr(history, "hist_file", "")))
-        return {
+        database = files.facts_of(str(getattr(history, "hist_file", "")))
+        opened = files.open_descriptors()
+        self._known = set(opened)
+        self._machinery = self.app.machinery.find(self.app, opened)
+        not_users = self._machinery | ours | set(self.uncollected) | {self.lifeline, lifeline.held()}
+        users = {
             fd: facts
-            for fd, facts in files.open_descriptors().items()
-            if not (fd in noted and files.same(facts, noted[fd])) and not (database and files.same(facts, database))
+            for fd, facts in opened.items()
+            if fd not in not_users and not (database and files.same(facts, database))
         }
+        self.manifest.note_what_is_shared(self.app, users)
+        return users
 
     def rest(self) -> None:
         """End the threads that would be missed; `wake` starts them again, in the parent and in each fork."""
@@ -70,11 +78,11 @@ class Inheritance:
             with contextlib.suppress(Exception):
                 start()
 
-    def shed(self, orders: socket.socket) -> None:
+    def shed(self) -> None:
         """Let go of the parent's descriptors: streams, sockets, loops' and files.
 
-        *orders* is the new process's own socket. A process that only waits needs no more, and each page that is
-        not written to stays shared with the parent; `disentangle` does the rest.
+        A process that only waits needs no more, and each page that is not written to stays shared with the parent;
+        `disentangle` does the rest.
         """
         for output in self.outputs:
             if getattr(output, "_original_stdstream_copy", None) is not None:
@@ -82,10 +90,13 @@ class Inheritance:
         for pidfd in self.uncollected:
             os.close(pidfd)
         self.uncollected.clear()
-        self.app.machinery.close(self.app)
+        if files.open_descriptors(besides=self._known | {lifeline.held()}):
+            # A client connected, and a thread of the parent's accepted it, after `take_descriptors`.
+            self._machinery |= self.app.machinery.find(self.app, files.open_descriptors())
+        for fd in self._machinery:
+            with contextlib.suppress(OSError):
+                os.close(fd)
         self.own_files()
-        ours = {orders.fileno(), self.lifeline, lifeline.held()}
-        self.manifest.note_what_is_shared(self.app, ours)
 
     def disentangle(self) -> None:
         """Let go of the parent's objects, before a kernel is made: loops, streams, threads, its duties at the end."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from .files import is_same, open_descriptors
+from .files import open_descriptors, same
 
 
 class Machinery:
@@ -34,34 +34,37 @@ class Machinery:
         for owner in (app, app.kernel):
             self._objects += [dict(vars(owner)), dict(owner._trait_values)]
 
-    def close(self, app: Any) -> None:
-        """Close the descriptors of *app*'s kernel, in a fork; the objects that hold them must not be used again."""
-        doomed = {fd for fd, facts in self.noted.items() if is_same(fd, facts)}
+    def find(self, app: Any, opened: dict[int, os.stat_result]) -> set[int]:
+        """Those of the descriptors *opened* that are of *app*'s kernel.
+
+        A fork closes them; the objects that hold them must not be used there again.
+        """
+        doomed = {fd for fd, facts in self.noted.items() if fd in opened and same(facts, opened[fd])}
         for context in (app.context, app.heartbeat.context):
             for zmq_socket in list(context._sockets):
                 with contextlib.suppress(zmq.ZMQError):
-                    doomed.add(zmq_socket.getsockopt(zmq.FD))
+                    doomed.add(zmq_socket.getsockopt(zmq.FD))  # a plain read, so it may be another thread's socket
         channels = getattr(app, "shell_channel_thread", None)
         if channels is not None and channels._manager is not None:
             for subshell in channels._manager._cache.values():
                 doomed |= _descriptors_of_loop(subshell.io_loop.asyncio_loop)
-        doomed |= _connections_of(app)
-        for fd in doomed:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        return (doomed | _connections_of(app, opened)) & opened.keys()
 
 
-def _connections_of(app: Any) -> set[int]:
-    """The sockets that have one end at an address of the kernel's."""
+def _connections_of(app: Any, opened: dict[int, os.stat_result]) -> set[int]:
+    """The sockets among *opened* that have one end at an address of the kernel's."""
     ports = set(app._ports.values())
     pipe = getattr(app.iopub_thread, "_pipe_port", None)
     tcp = {port for port in (*ports, pipe) if port}
     paths = {f"{app.ip}-{port}" for port in ports}
     found = set()
-    for fd, facts in open_descriptors().items():
+    for fd, facts in opened.items():
         if not stat.S_ISSOCK(facts.st_mode):
             continue
-        probe = socket.socket(fileno=fd)
+        try:
+            probe = socket.socket(fileno=fd)
+        except OSError:  # another thread closed it
+            continue
         try:
             addresses = [probe.getsockname()]
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """What a fork shares with its parent, what it lost, and what to do about it.
 
-What does not cross a fork (threads, child processes, tasks) is looked up in the parent, before; the rest in
-the child, while the parent goes on.
+It is written in the parent, before the fork: what the child need not do does not copy a page. Only what becomes
+of open files is told by the child.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .copying import MOST_NAMED, Copied
-from .files import FIRST_OF_USER, open_descriptors
+from .files import FIRST_OF_USER
 
 # Whose threads and tasks are no business of the user's: each kernel has its own.
 OUR_MODULES = ("ipykernel.", "tornado.", "zmq.", "_jupyter_kernelpool", "jupyter_client.", "IPython.")
@@ -76,11 +76,11 @@ class Manifest:
             hint = "Parallel code that uses it may hang in the fork."
             self._warn("openmp", f"{library} can't give up its threads", hint)
 
-    def note_what_is_shared(self, app: Any, ours: set[int]) -> None:
-        """In the child, once it has shed what is not its own. *ours* are descriptors of this extension's."""
+    def note_what_is_shared(self, app: Any, opened: dict[int, os.stat_result]) -> None:
+        """In the parent: what a fork will have as well. *opened* are the descriptors of the user's."""
         pipes = set()
-        for fd, facts in open_descriptors().items():
-            if fd < FIRST_OF_USER or fd in ours:
+        for fd, facts in opened.items():
+            if fd < FIRST_OF_USER:
                 continue
             if stat.S_ISSOCK(facts.st_mode):
                 self._share("socket", f"socket {_peer(fd)}", "Both would read and write on it; connect again in one.")

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from queue import Empty
 
+import psutil
 import pytest
 
 from .kernelside_driver import Host, Kernel, Process
@@ -384,3 +385,26 @@ def test_openmp_pools_are_put_away_before_and_work_on_both_sides(kp_kernel: Kern
     fork = kp_kernel.fork()
     for kernel in (fork, kp_kernel, fork.fork()):
         assert kernel.run("print(fit() > 0.9)") == "True"
+
+
+def test_a_connection_accepted_at_the_last_moment_is_the_parents_alone(kp_kernel: Kernel) -> None:
+    """Else its client would not see the parent's end while the fork lives."""
+    kp_kernel.run(
+        "import socket, sys, time\n"
+        "inheritance = sys.modules['_jupyter_kernelpool.inheritance'].Inheritance\n"
+        "stock = inheritance.take_descriptors\n"
+        "def then_connect(self, ours):\n"
+        "    found = stock(self, ours)\n"
+        "    global client\n"
+        "    client = socket.create_connection(('127.0.0.1', self.app.shell_port))\n"
+        "    time.sleep(0.3)\n"
+        "    return found\n"
+        "inheritance.take_descriptors = then_connect"
+    )
+    parked = kp_kernel.park()
+    port = kp_kernel.info["shell_port"]
+    assert any(one.laddr.port == port for one in psutil.Process(kp_kernel.pid).net_connections("tcp"))
+    assert not any(
+        port in (one.laddr.port, one.raddr and one.raddr.port)
+        for one in psutil.Process(parked.pid).net_connections("tcp")
+    )
