@@ -126,7 +126,7 @@ class KernelPoolHandler(APIHandler):
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """As tornado, but a refusal is no incident of the server's."""
-        if isinstance(value, KernelPoolError) and value.status < 500:
+        if isinstance(value, KernelPoolError) and value.status not in (500, 502):
             self.log.debug("%s %s: %s", self.request.method, self.request.path, value)
         else:
             super().log_exception(typ, value, tb)

@@ -182,6 +182,7 @@ class Server:
     def stop(self) -> None:
         for client in self.clients:
             client.stop_channels()
+            client.context.destroy(linger=0)  # left to the garbage collector, it may wait for its sockets for ever
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:

@@ -243,6 +243,7 @@ class Host:
         """End every process but *kept*, and every client."""
         for client in self.clients:
             client.stop_channels()
+            client.context.destroy(linger=0)
         for process in self.processes:
             if process not in kept:
                 process.sock.close()

@@ -78,6 +78,8 @@ class Pooled:
         for client in self.clients:
             client.stop_channels()
         await self.manager.shutdown_all(now=True)
+        # Left to the garbage collector, a context may wait for its sockets for ever.
+        self.manager.context.destroy(linger=0)
 
 
 @pytest.fixture

@@ -228,7 +228,8 @@ def outputs(document: Any) -> str:
 @pytest.fixture
 def attached(kp_server: Server) -> Iterator[Callable[..., Any]]:
     """Makes managers for kernels that somebody else, the server, owns; nbclient leaves their clients open."""
-    clients = []
+    clients: list[Any] = []
+    managers: list[Any] = []
 
     def attach(manager_class: Any, kernel: str) -> Any:
         class Attached(manager_class):  # type: ignore[misc]
@@ -242,12 +243,15 @@ def attached(kp_server: Server) -> Iterator[Callable[..., Any]]:
                 return clients[-1]
 
         manager = Attached(owns_kernel=False)
+        managers.append(manager)
         manager.load_connection_file(str(kp_server.connection_file(kernel)))
         return manager
 
     yield attach
     for client in clients:
         client.stop_channels()
+    for manager in managers:  # left to the garbage collector, a context may wait for its sockets for ever
+        manager.context.destroy(linger=0)
 
 
 @pytest.fixture
@@ -312,6 +316,7 @@ async def test_nbclient_runs_in_a_pool_without_a_server(monkeypatch: pytest.Monk
         assert outputs(document) == "42\n"
     finally:
         await multi.shutdown_all(now=True)
+        multi.context.destroy(linger=0)
 
 
 def program(server: Server, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
