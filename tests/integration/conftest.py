@@ -87,7 +87,9 @@ class Server:
             "--KernelPool.busy_cores=1.0", *self.options,
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=env, stdout=log, stderr=log, start_new_session=True
+            )
         eventually(self._answers, "the server answers")
 
     def _answers(self) -> bool:
