@@ -7,6 +7,13 @@ from collections.abc import Callable, Iterator
 
 from jupyter_kernelpool.errors import NameTaken
 
+LONGEST = 200
+
+
+def is_name(value: object) -> bool:
+    """Whether *value* can be a name: it stands in paths and in one line of text."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable() and "/" not in value
+
 
 class Names:
     """Who has which name; *exists* says whether there is a kernel with an id."""

@@ -6,11 +6,12 @@ A restart, a crash and a restore give one more: they can be undone like a cell.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 
 from jupyter_kernelpool.checkpoints.parked import Parked
-from jupyter_kernelpool.errors import Busy, KernelPoolError, WrongState
+from jupyter_kernelpool.errors import Busy, CannotFork, KernelPoolError, WrongState
 from jupyter_kernelpool.forking import Checkpoint, Forking
 from jupyter_kernelpool.launchers.base import Process
 
@@ -44,7 +45,14 @@ class Undo:
         return max(0, len(self.states_of(kernel_id)) - (kernel_id not in self._not_kept))
 
     def why_not(self, kernel_id: str) -> str | None:
-        """Why the last cell could not be kept, or None."""
+        """Why the last cell could not be kept, or None; also where undo is on for a kernel that can't be forked."""
+        if self.steps_of(kernel_id):
+            try:
+                self._forking.process_of(kernel_id)
+            except CannotFork as error:
+                return str(error)
+            except KernelPoolError:
+                pass  # for now
         return self._not_kept.get(kernel_id)
 
     def serves(self, kernel_id: str, process: Process) -> None:
@@ -54,7 +62,13 @@ class Undo:
             self._begin(kernel_id, process, now=kernel_id not in self._goes_back)
 
     def change(self, kernel_id: str, steps: int) -> None:
-        """Keep *steps* cells of the kernel from now on; 0 switches undo off, and drops what was kept."""
+        """Keep *steps* cells of the kernel from now on; 0 switches undo off, and drops what was kept.
+
+        Raises `CannotFork` for a kernel that can't be forked.
+        """
+        if steps:
+            with contextlib.suppress(WrongState):  # it is starting, or comes back: `serves` will see
+                self._forking.process_of(kernel_id)
         was_on = self.steps_of(kernel_id) > 0
         self._steps_of[kernel_id] = steps
         self._drop_beyond(kernel_id)

@@ -14,6 +14,7 @@ from typing import Any
 from jupyter_kernelpool.errors import KernelPoolError, NotFound, NotRelated, NotValid, WrongState
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.names import LONGEST, is_name
 from jupyter_kernelpool.undo import Undo
 
 PATIENCE = 24 * 3600.0  # a cell may go on for long after the line with the magic
@@ -59,6 +60,9 @@ class Wishes:
             granted = self._grant(kernel_id, process, question["what"], question["wish"])
         except KernelPoolError as error:
             process.answer(question["id"], error=f"{error}. {error.hint}".strip())
+            return
+        except (KeyError, TypeError) as error:  # whatever code runs in the kernel can write to its socket
+            process.answer(question["id"], error=f"this was not understood: {error!r}")
             return
         process.answer(question["id"], text=granted.text)
         if granted.act is not None:
@@ -114,6 +118,7 @@ class Wishes:
     def _fork(self, kernel_id: str, name: str | None, count: int, *, reseed: bool) -> Granted:
         if not 1 <= count <= MOST_FORKS:
             raise NotValid(f"count = {count} must be from 1 to {MOST_FORKS}", field="count")
+        refuse_bad(name)
         self._forking.names.refuse_taken(name, count)
 
         async def act() -> str:
@@ -129,6 +134,7 @@ class Wishes:
         return f"Forked: kernel {fork}" + (f" ({name})" if name is not None else "")
 
     def _checkpoint(self, kernel_id: str, name: str | None) -> Granted:
+        refuse_bad(name)
         self._forking.refuse_checkpoint(kernel_id, name)
 
         async def act() -> str:
@@ -177,3 +183,9 @@ class Wishes:
             raise NotValid(f"{steps} must be from 0 to {MOST_STEPS}", field="steps")
         self._undo.change(kernel_id, steps)
         return Granted(f"The last {steps} cells can be undone from now on." if steps else "Undo is off.")
+
+
+def refuse_bad(name: str | None) -> None:
+    """Raise `NotValid` for what can't be a name."""
+    if name is not None and not is_name(name):
+        raise NotValid(f"{name!r} must have 1 to {LONGEST} printable characters, and no '/'", field="name")

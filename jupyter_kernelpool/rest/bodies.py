@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_kernelpool.errors import NotValid
+from jupyter_kernelpool.names import LONGEST, is_name
 
 MISSING = object()
 
@@ -51,16 +52,16 @@ class Body:
             raise NotValid(f"{name} = {value!r} must be one of {', '.join(choices)}", field=name)
         return str(value)
 
-    def text(self, name: str, *, longest: int = 200) -> str | None:
-        """Text of one line; None if left out or null."""
+    def text(self, name: str) -> str | None:
+        """Text of one line, as names are; None if left out or null."""
         value = self._take(name, None)
         if value is None:
             return None
-        if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable() or "/" in value:
+        if not is_name(value):
             raise NotValid(
-                f"{name} = {value!r} must be text of 1 to {longest} printable characters without '/'", field=name
+                f"{name} = {value!r} must be text of 1 to {LONGEST} printable characters without '/'", field=name
             )
-        return value
+        return str(value)
 
     def done(self) -> None:
         """Refuse fields that nobody took."""

@@ -150,7 +150,9 @@ def test_undo_is_switched_on_and_goes_back(kp_server: Server, kernel: str) -> No
     assert kp_server.call(f"{API}/kernels/{kernel}")[1]["undo"] == {"steps": 0, "available": 0, "why": None}
 
 
-@pytest.mark.parametrize("code", ["%fork a b", "%fork --count 0", "%undo -3", "%undo x", "%undo on 100000"])
+@pytest.mark.parametrize(
+    "code", ["%fork a b", "%fork a/b", "%checkpoint a/b", "%fork --count 0", "%undo -3", "%undo x", "%undo on 100000"]
+)
 def test_wrong_use_is_a_usage_error_and_changes_nothing(kp_server: Server, kernel: str, code: str) -> None:
     client = kp_server.client(kernel)
     assert run(client, code)[1]["ename"] == "UsageError"

@@ -208,3 +208,14 @@ def test_what_checkpoints_cost_together_is_bounded(kp_start: Any) -> None:
     undo(server, kernel)
     assert server.run(server.client(kernel), "print(step, x[0], x[-1])") == "6 6 6"
     assert kept in server_checkpoints(server, kernel), "what has a name is not dropped for it"
+
+
+def test_undo_of_a_kernel_that_can_not_be_forked_is_refused_with_the_reason(kp_start: Any) -> None:
+    server = kp_start("--KernelPool.max_warm=0", "--KernelPool.warm=0", "--KernelPool.undo_steps=2")
+    kernel = server.start_kernel()
+    told = server.call(f"{API}/kernels/{kernel}")[1]["undo"]
+    assert (told["steps"], told["available"]) == (2, 0)
+    assert "not started by the pool" in told["why"]
+    status, refused = server.call(f"{API}/kernels/{kernel}", "PATCH", {"undo_steps": 5})
+    assert (status, refused["code"], refused["reason"]) == (501, "cannot_fork", "not_pooled")
+    assert undo(server, kernel, expect=501)["reason"] == "not_pooled"
