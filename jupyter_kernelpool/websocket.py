@@ -23,7 +23,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 from jupyter_kernelpool.launchers.base import Process
 
 PROBE_EVERY = 0.02
-HOLD_TIMEOUT = 2.0
+HOLD_TIMEOUT = 10.0
 
 
 class Prompt:

@@ -19,6 +19,7 @@ from jupyter_kernelpool.undo import Undo
 
 PATIENCE = 24 * 3600.0  # a cell may go on for long after the line with the magic
 HEARING_TIMEOUT = 1.0
+TELL_AGAIN_AFTER = (0.3, 1.7, 8.0)
 MOST_FORKS = 100
 MOST_STEPS = 1000
 
@@ -83,6 +84,7 @@ class Wishes:
         except Exception as error:
             log.exception("%%%s of kernel %s failed", what, kernel_id)
             text = f"%{what} failed: {type(error).__name__}: {error}"
+        present: Process | None = None
         try:
             present = self._forking.process_of(kernel_id)
             present.report(question["display"], question["parent"], text)
@@ -94,6 +96,11 @@ class Wishes:
             log.info("Kernel %s is not there to be told: %s", kernel_id, text)
         finally:
             process.stays.set()
+        if present is not None and present is not process:
+            # What it publishes before a client's iopub has found it is lost: say it again, to the same display.
+            for delay in TELL_AGAIN_AFTER:
+                await asyncio.sleep(delay)
+                present.report(question["display"], question["parent"], text)
 
     # -- what can be wished for ---------------------------------------------------------------------
 
