@@ -46,7 +46,7 @@ class Inheritance:
         self.random_state = random.getstate()  # `random` seeds itself anew after each fork
         self.places: files.Places = {}
         self._known: set[int] = set()
-        self._machinery: set[int] = set()
+        self._machinery: dict[int, os.stat_result] = {}
         self._asleep: list[Callable[[], None]] = []
         self.copied: Copied | None = None  # the working directory of the fork that is being made
         self.streams = (sys.stdout, sys.stderr)
@@ -58,8 +58,8 @@ class Inheritance:
         database = files.facts_of(str(getattr(history, "hist_file", "")))
         opened = files.open_descriptors()
         self._known = set(opened)
-        self._machinery = self.app.machinery.find(self.app, opened)
-        not_users = self._machinery | ours | set(self.uncollected) | {self.lifeline, lifeline.held()}
+        self._machinery = {fd: opened[fd] for fd in self.app.machinery.find(self.app, opened)}
+        not_users = self._machinery.keys() | ours | set(self.uncollected) | {self.lifeline, lifeline.held()}
         users = {
             fd: facts
             for fd, facts in opened.items()
@@ -92,9 +92,10 @@ class Inheritance:
         self.uncollected.clear()
         if files.open_descriptors(besides=self._known | {lifeline.held()}):
             # A client connected, and a thread of the parent's accepted it, after `take_descriptors`.
-            self._machinery |= self.app.machinery.find(self.app, files.open_descriptors())
-        for fd in self._machinery:
-            with contextlib.suppress(OSError):
+            opened = files.open_descriptors()
+            self._machinery |= {fd: opened[fd] for fd in self.app.machinery.find(self.app, opened)}
+        for fd, facts in self._machinery.items():
+            if files.is_same(fd, facts):  # else a thread of the parent's closed it, and the number may be ours by now
                 os.close(fd)
         self.own_files()
 

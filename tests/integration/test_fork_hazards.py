@@ -387,6 +387,29 @@ def test_openmp_pools_are_put_away_before_and_work_on_both_sides(kp_kernel: Kern
         assert kernel.run("print(fit() > 0.9)") == "True"
 
 
+def test_a_number_that_was_closed_at_the_last_moment_may_be_the_forks_own(kp_kernel: Kernel) -> None:
+    """A client that leaves while its kernel is forked: its connection's number is the next one to be given out."""
+    kp_kernel.run(
+        "import os, socket, sys, time\n"
+        "client = None\n"
+        "inheritance = sys.modules['_jupyter_kernelpool.inheritance'].Inheritance\n"
+        "stock = inheritance.take_descriptors\n"
+        "def connect_and_leave(self, ours):\n"
+        "    keep = [os.open('/dev/null', os.O_RDONLY) for _ in range(40)]  # no lower number is free\n"
+        "    client = socket.create_connection(('127.0.0.1', self.app.shell_port))\n"
+        "    time.sleep(0.3)\n"
+        "    found = stock(self, ours)\n"
+        "    client.close()\n"
+        "    time.sleep(0.3)\n"
+        "    return found\n"
+        "inheritance.take_descriptors = connect_and_leave"
+    )
+    parked = kp_kernel.park()
+    forked = parked.fork()
+    forked.born()
+    assert forked.adopt(keep=True).run("print(1)") == "1"
+
+
 def test_a_connection_accepted_at_the_last_moment_is_the_parents_alone(kp_kernel: Kernel) -> None:
     """Else its client would not see the parent's end while the fork lives."""
     kp_kernel.run(
