@@ -11,9 +11,11 @@ from typing import Any
 
 from jupyter_kernelpool.copies import Bounds, Copies, Folders, Order
 from jupyter_kernelpool.errors import KernelPoolError, LaunchFailed, PoolExhausted
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lineage import Lineage, Node
 from jupyter_kernelpool.names import Names
+from jupyter_kernelpool.process import Process
+
+MOST_FORKS = 100
 
 
 @dataclass(frozen=True)

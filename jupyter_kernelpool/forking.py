@@ -26,9 +26,9 @@ from jupyter_kernelpool.errors import (
     NotRelated,
     WrongState,
 )
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lineage import Lineage, Node
 from jupyter_kernelpool.names import Names
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4

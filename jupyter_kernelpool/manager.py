@@ -24,8 +24,8 @@ from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter

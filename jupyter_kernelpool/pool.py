@@ -21,11 +21,12 @@ from jupyter_kernelpool import metrics
 from jupyter_kernelpool.admission import Admission
 from jupyter_kernelpool.decisions import Policy, Stage
 from jupyter_kernelpool.errors import LaunchFailed, NotFound, NotValid, SupervisorGone, WrongState
-from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.launchers.spawn import SpawnLauncher
 from jupyter_kernelpool.launchers.template import TemplateLauncher
 from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
 from jupyter_kernelpool.settings import read_settings

@@ -15,8 +15,8 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
 

@@ -21,10 +21,10 @@ from jupyter_client.provisioning import LocalProvisioner
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.identity import Identity
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.pool import Identity as Adoption
 from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import CONNECTION_FILE
 

@@ -22,8 +22,9 @@ import psutil
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import RecipeView, Stage, WarmView, backoff
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, fingerprint
 from jupyter_kernelpool.supervision import Supervision
 

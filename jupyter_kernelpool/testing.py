@@ -26,9 +26,10 @@ from typing import Any, ClassVar
 from jupyter_client.kernelspec import KernelSpec
 
 from jupyter_kernelpool.errors import LaunchFailed
-from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.pool import Identity, Request
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
 from jupyter_kernelpool.supervision import Supervision
 

@@ -13,7 +13,9 @@ import socket
 from jupyter_kernelpool.checkpoints.parked import Parked
 from jupyter_kernelpool.errors import Busy, CannotFork, KernelPoolError, WrongState
 from jupyter_kernelpool.forking import Checkpoint, Forking
-from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.process import Process
+
+MOST_STEPS = 1000
 
 log = logging.getLogger("jupyter_kernelpool")
 

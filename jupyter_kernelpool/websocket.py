@@ -20,7 +20,7 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
-from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.process import Process
 
 PROBE_EVERY = 0.02
 HOLD_TIMEOUT = 10.0

@@ -11,17 +11,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jupyter_kernelpool.batches import MOST_FORKS
 from jupyter_kernelpool.errors import KernelPoolError, NotFound, NotRelated, NotValid, WrongState
 from jupyter_kernelpool.forking import Forking
-from jupyter_kernelpool.launchers.base import Process
 from jupyter_kernelpool.names import LONGEST, is_name
-from jupyter_kernelpool.undo import Undo
+from jupyter_kernelpool.process import Process
+from jupyter_kernelpool.undo import MOST_STEPS, Undo
 
 PATIENCE = 24 * 3600.0  # a cell may go on for long after the line with the magic
 HEARING_TIMEOUT = 1.0
 TELL_AGAIN_AFTER = (0.3, 1.7, 8.0)
-MOST_FORKS = 100
-MOST_STEPS = 1000
 
 log = logging.getLogger("jupyter_kernelpool")
 

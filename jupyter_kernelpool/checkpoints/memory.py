@@ -9,19 +9,12 @@ from dataclasses import dataclass
 
 import psutil
 
+from jupyter_kernelpool.memory import Memory, read_memory
+
 LOOK_EVERY = 10.0
 LOOK_AT_MOST_EVERY = 0.5
 
 log = logging.getLogger("jupyter_kernelpool")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Of one process, in bytes: what it maps, its part of it when shared pages are split, what only it has."""
-
-    rss: int
-    pss: int
-    uss: int
 
 
 @dataclass(frozen=True)
@@ -64,18 +57,6 @@ def next_to_go(families: Iterable[Family], memory: Mapping[int, Memory], most: i
             if one.spare:
                 return one.id
     return None
-
-
-def read_memory(pids: Iterable[int]) -> dict[int, Memory]:
-    """Reads /proc/PID/smaps_rollup: milliseconds for each GiB, so in a thread. Processes that ended are left out."""
-    found = {}
-    for pid in pids:
-        try:
-            facts = psutil.Process(pid).memory_full_info()
-        except (psutil.Error, OSError):
-            continue
-        found[pid] = Memory(facts.rss, facts.pss, facts.uss)
-    return found
 
 
 class MemoryBound:

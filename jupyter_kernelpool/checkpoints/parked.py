@@ -13,10 +13,10 @@ from typing import Any
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.copies import Order
 from jupyter_kernelpool.errors import CannotFork, LaunchFailed
-from jupyter_kernelpool.launchers.base import Process, retrieve, until_ready
 from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.lifecycle import Record
 from jupyter_kernelpool.metrics import record_born
+from jupyter_kernelpool.process import Process, retrieve, until_ready
 from jupyter_kernelpool.supervision import Supervision
 
 READY_TIMEOUT = 30.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed
-from jupyter_kernelpool.launchers.base import Process, until_ready
+from jupyter_kernelpool.process import Process, until_ready
 
 
 class Forks:

@@ -7,8 +7,9 @@ import os
 import socket
 
 from jupyter_kernelpool.errors import Unfit
-from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.launchers.template import kernelside_command, kernelside_settings
+from jupyter_kernelpool.process import Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.launchers.forks import Forks
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 LAUNCH_SCRIPT = Path(__file__).parent.parent / "kernelside" / "launch.py"

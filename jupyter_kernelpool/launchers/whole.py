@@ -20,7 +20,8 @@ from jupyter_client.session import Session, new_id_bytes
 from jupyter_core.paths import jupyter_runtime_dir
 
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import Launcher, Process, until_ready
+from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.process import Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")

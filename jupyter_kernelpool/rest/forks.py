@@ -8,19 +8,18 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-from jupyter_kernelpool.batches import Forked
+from jupyter_kernelpool.batches import MOST_FORKS, Forked
 from jupyter_kernelpool.errors import KernelPoolError, NotFound, NotValid
 from jupyter_kernelpool.forking import Checkpoint, Forking
 from jupyter_kernelpool.lineage import Node
+from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute, error_body
 from jupyter_kernelpool.rest.bodies import Body
-from jupyter_kernelpool.rest.models import Model, read_memory, rfc3339
-from jupyter_kernelpool.undo import Undo
+from jupyter_kernelpool.rest.models import Model, rfc3339
+from jupyter_kernelpool.undo import MOST_STEPS, Undo
 
-MOST_FORKS = 100
 LONGEST_WAIT = 3600.0
 PATIENCE = 30.0
-MOST_STEPS = 1000
 FILES = ("shared", "copy")
 
 
@@ -230,7 +229,7 @@ async def checkpoint_models(checkpoints: list[Checkpoint]) -> list[Model]:
             "name": one.name,
             "kernel_id": one.kernel_id,
             "created": rfc3339(one.created),
-            "bytes": memory[one.parked.pid]["private"] if one.parked.pid in memory else None,
+            "bytes": memory[one.parked.pid].uss if one.parked.pid in memory else None,
             "alive": one.parked.alive,
             "automatic": one.automatic,
             "durable": False,

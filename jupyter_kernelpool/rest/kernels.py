@@ -12,8 +12,9 @@ from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
 from jupyter_kernelpool.rest.bodies import Body
-from jupyter_kernelpool.rest.forks import MOST_STEPS, lineage_model, undo_model
+from jupyter_kernelpool.rest.forks import lineage_model, undo_model
 from jupyter_kernelpool.rest.models import Model, kernel_model
+from jupyter_kernelpool.undo import MOST_STEPS
 
 
 class KernelsHandler(KernelPoolHandler):

@@ -1,4 +1,4 @@
-"""What the routes tell of recipes and kernels, as plain data. Pure, but for `read_memory`, which blocks."""
+"""What the routes tell of recipes and kernels, as plain data. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool.decisions import Policy, target
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.memory import Memory
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.recipe_pool import Failure, RecipePool
@@ -77,19 +77,11 @@ def capabilities(manager: Any, why: str | None) -> Model:
 # -- recipes ----------------------------------------------------------------------------------------
 
 
-def read_memory(pids: Iterable[int]) -> dict[int, Model]:
-    """Bytes that each process has for itself and shares. Reads /proc, so it runs in a thread.
-
-    Processes that have ended, or can't be looked at, are left out.
-    """
-    found: dict[int, Model] = {}
-    for pid in pids:
-        try:
-            memory = psutil.Process(pid).memory_full_info()
-        except (psutil.Error, OSError):
-            continue
-        found[pid] = {"private": memory.uss, "shared": max(0, memory.rss - memory.uss)}
-    return found
+def memory_model(memory: Memory | None) -> Model | None:
+    """Bytes that a process has for itself and shares; None if that could not be read."""
+    if memory is None:
+        return None
+    return {"private": memory.uss, "shared": max(0, memory.rss - memory.uss)}
 
 
 def count_active(kernels: Iterable[Any]) -> Counter[str]:
@@ -98,7 +90,7 @@ def count_active(kernels: Iterable[Any]) -> Counter[str]:
     return Counter(record.recipe for record in records if record is not None and record.state in OWNED)
 
 
-def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, memory: Mapping[int, Model]) -> Model:
+def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, memory: Mapping[int, Memory]) -> Model:
     """A recipe; *now* is monotonic, *memory* what `read_memory` found."""
     recipe, settings, launcher = pool.recipe, pool.recipe.settings, pool.launcher
     view = pool.view()
@@ -137,12 +129,12 @@ def failure_model(failure: Failure | None) -> Model | None:
     return {"reason": failure.reason, "traceback": failure.traceback, "at": rfc3339(failure.at)}
 
 
-def template_model(launcher: Any, memory: Mapping[int, Model]) -> Model | None:
+def template_model(launcher: Any, memory: Mapping[int, Memory]) -> Model | None:
     if launcher is None or not launcher.pid:
         return None
     return {
         "pid": launcher.pid,
-        "memory": memory.get(launcher.pid),
+        "memory": memory_model(memory.get(launcher.pid)),
         "seconds_to_load": getattr(launcher, "seconds_to_load", None),
     }
 

@@ -12,6 +12,7 @@ from tornado import web
 
 from jupyter_kernelpool import __version__
 from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
 from jupyter_kernelpool.rest.models import (
@@ -19,7 +20,6 @@ from jupyter_kernelpool.rest.models import (
     capabilities,
     count_active,
     no_totals,
-    read_memory,
     recipe_model,
     totals,
 )

@@ -16,10 +16,11 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 from jupyter_kernelpool.identity import Identity
-from jupyter_kernelpool.launchers.base import Launcher, Process
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.launchers.spawn import SpawnLauncher
 from jupyter_kernelpool.launchers.template import TemplateLauncher
 from jupyter_kernelpool.launchers.whole import WholeLauncher
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe
 from jupyter_kernelpool.supervision import Supervision
 from jupyter_kernelpool.testing import LauncherBench, fake_recipe, launcher_contract

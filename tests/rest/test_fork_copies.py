@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from jupyter_kernelpool import process
 from jupyter_kernelpool.decisions import Host
-from jupyter_kernelpool.launchers import base
 
 pytestmark = pytest.mark.integration
 
@@ -81,7 +81,7 @@ async def test_what_takes_too_long_to_copy_is_given_up(
     jp_serverapp: Any, kp_call: Any, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = jp_serverapp.kernel_manager
-    monkeypatch.setattr(base, "COPY_TIMEOUT", 0.01)
+    monkeypatch.setattr(process, "COPY_TIMEOUT", 0.01)
     refused = await kp_call("POST", f"/kernels/{kernel}/fork", {"files": "copy", "timeout": 0.05})
     assert (refused.code, refused.model["code"]) == (507, "copy_failed")
     await until(lambda: not copies(manager))

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tornado import web
 
 from jupyter_kernelpool.errors import NotFound, NotValid, PoolExhausted
+from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.recipes import Settings
 from jupyter_kernelpool.rest.base import cut, error_body, read_cursor, read_limit
-from jupyter_kernelpool.rest.models import quantile, read_memory, rfc3339
+from jupyter_kernelpool.rest.models import quantile, rfc3339
 from jupyter_kernelpool.rest.pools import is_outdated, read_changes
 from jupyter_kernelpool.rest.stock import find_refusal
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jupyter_kernelpool.checkpoints import memory
-from jupyter_kernelpool.checkpoints.memory import Family, Kept, Memory, MemoryBound, cost, next_to_go, read_memory
+from jupyter_kernelpool.checkpoints.memory import Family, Kept, MemoryBound, cost, next_to_go
+from jupyter_kernelpool.memory import Memory, read_memory
 
 KERNEL = 1
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from jupyter_kernelpool.errors import LaunchFailed
-from jupyter_kernelpool.launchers.base import Process
+from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.testing import (
     FakeLauncher,
     FakeSupervision,
