@@ -106,6 +106,21 @@ class NotValid(KernelPoolError):
     code = "not_valid"
 
 
+class Loosens(NotValid):
+    """A limit of a kernel or an execution may be tightened; only the server's configuration loosens it."""
+
+    code = "loosens"
+    hint = "Ask for less, or set KernelLimits.allow_loosen on the server."
+
+
+class NotEnforceable(KernelPoolError):
+    """What was asked for can't be enforced here; *needed* says what it would take. Nothing was started."""
+
+    status = 501
+    code = "not_enforceable"
+    hint = "GET /kernelpool/v1/pool says what this server can enforce."
+
+
 class NotParsed(KernelPoolError):
     """The request's body is not what the route takes."""
 

@@ -20,10 +20,15 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado import web
 from traitlets import Instance, Type, default
 
+from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
-from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
+from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.errors import KernelPoolError, PoolExhausted, SupervisorGone
+from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.forking import Forking
+from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
+from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
@@ -54,8 +59,20 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         self.pool = pool if isinstance(pool, KernelPool) else None
         self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
 
+    async def kernel_has_process(self, pid: int) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid)
+            self.stays_dead_for = None
+            self.reason = ""
+
+    async def stays_dead(self) -> bool:
+        if self.stays_dead_for is None and isinstance(self.parent, PoolingKernelManager):
+            return await self.parent.guard.explain_end(self.kernel_id)
+        return self.stays_dead_for is not None
+
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
+            self.parent.edge.ledger(self.kernel_id).clear()
             self.parent.undo.serves(self.kernel_id, process)
             self.parent.wishes.serves(self.kernel_id, process)
 
@@ -88,6 +105,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
         self.keeper = Keeper(self.pool, self._foresee)
+        self.edge = Edge()
+        self.events = Events()
+        self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
@@ -133,6 +153,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self.forking.close()
             await self.keeper.stop()
             await self.pool.close()
+        await self.guard.close()
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """As stock; afterwards the supervisor goes, and with it whatever should be left."""
@@ -239,8 +260,32 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         removed = super().remove_kernel(kernel_id)
         self.forking.kernel_ended(kernel_id)
         self.undo.forget(kernel_id)
+        self.guard.forget(kernel_id)
+        self.edge.forget(kernel_id)
         self.pool.admission.freed()
         return removed
+
+    def start_watching_activity(self, kernel_id: str) -> None:
+        """As stock; the kernel's ledger hears what is heard of it."""
+        super().start_watching_activity(kernel_id)  # type: ignore[no-untyped-call]
+        feed(self._kernels[kernel_id], self.edge.ledger(kernel_id))
+
+    async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
+        """Give the kernel, whose process was ended for a breach, its last checkpoint back, or a fresh process.
+
+        Returns what came of it: `restored` or `restarted`.
+        """
+        checkpoints = self.forking.checkpoints_of(kernel_id) if restore else []
+        for checkpoint in reversed(checkpoints):
+            try:
+                await self.forking.restore(kernel_id, checkpoint.id)
+            except KernelPoolError as error:
+                self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
+                continue
+            return "restored"
+        restart: Any = self.restart_kernel
+        await restart(kernel_id, now=True)
+        return "restarted"
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
         origin = kwargs.pop("origin", None)

@@ -98,9 +98,10 @@ class KernelPool(LoggingConfigurable):
     recipes = Dict(
         config=True,
         help="""Settings per kernelspec that differ from the general ones: {kernelspec name: {"warm": n,
-        "max": n, "preload": [modules], "init_code": code, "launcher": name}}. Launchers: "auto" (the
-        default), "template" (forks), "spawn" (Python started ahead), "whole" (any language, started ahead
-        with its own connection; the only one for languages other than Python), "off" (always cold).
+        "max": n, "preload": [modules], "init_code": code, "launcher": name, "limits": {limit: value}}}.
+        Launchers: "auto" (the default), "template" (forks), "spawn" (Python started ahead), "whole" (any
+        language, started ahead with its own connection; the only one for languages other than Python), "off"
+        (always cold). Limits are those of KernelLimits, and hold for these kernels in their place.
         The kernelspecs named here are kept warm from the server's start.""",
     )
     max_kernels = Integer(
@@ -297,7 +298,7 @@ class KernelPool(LoggingConfigurable):
         present = self.settings_for(kernel_name)
         merged: dict[str, Any] = {
             "warm": present.warm, "max": present.max, "preload": list(present.preload),
-            "init_code": present.init_code, "launcher": present.launcher,
+            "init_code": present.init_code, "launcher": present.launcher, "limits": dict(present.limits),
         }  # fmt: skip
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])

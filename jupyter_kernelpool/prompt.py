@@ -15,6 +15,7 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from jupyter_kernelpool.allowance import Breach
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.provisioner import PoolProvisioner
@@ -65,6 +66,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     """
 
     pool: KernelPool | None = None
+    stays_dead_for: Breach | None = None  # the limit that its process crossed: nobody restarts it but its user
     origin: Process | None = None  # the fork that this kernel is to be; taken by its first start
     _start_kernel = _undecorated("_async_start_kernel")
     _shutdown_kernel = _undecorated("_async_shutdown_kernel")
@@ -102,6 +104,13 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         """As stock, which reads the file again; what a claim goes by was just written to it."""
         if self.pooled is None or self.pooled.claimed is None or info != self.get_connection_info():
             super()._reconcile_connection_info(info)
+
+    async def _async_request_shutdown(self, restart: bool = False) -> None:
+        """As stock, but not of a process that has ended: its successor, which has the same address, would obey."""
+        if self.pooled is None or await self.is_alive():
+            await super()._async_request_shutdown(restart=restart)
+
+    request_shutdown: Any = _async_request_shutdown
 
     async def _async_finish_shutdown(
         self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
@@ -176,12 +185,20 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner.pool = self.pool
         provisioner.on_exit = self._kernel_exited
         provisioner.on_serving = self.kernel_serves
+        provisioner.on_process = self.kernel_has_process
         provisioner.temporary = getattr(self, "temporary", False)
         provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
 
     def kernel_serves(self, process: Process) -> None:
         """*process*, the first or the next one behind this kernel, answers whoever connects."""
+
+    async def kernel_has_process(self, pid: int) -> None:
+        """*pid* is to be this kernel's process, which its user does not have yet. Raises `NotEnforceable`."""
+
+    async def stays_dead(self) -> bool:
+        """Whether its process, which has ended, is not to be replaced; asked by the restarter."""
+        return self.stays_dead_for is not None
 
     def _kernel_exited(self) -> None:
         if isinstance(self._restarter, PromptRestarter):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from string import Template
 from typing import Any
@@ -39,6 +39,7 @@ class PoolProvisioner(LocalProvisioner):
     process: Any  # a Popen, as stock has it, or a Process of the pool
     on_exit: Callable[[], None] | None = None
     on_serving: Callable[[Process], None] | None = None
+    on_process: Callable[[int], Awaitable[None]] | None = None  # before the user has it; raises `NotEnforceable`
 
     def __init__(self, *, manager: Any, **kwargs: Any) -> None:
         # Without `parent`, which would merge the whole configuration (0.5 ms) for a class without options.
@@ -101,9 +102,11 @@ class PoolProvisioner(LocalProvisioner):
             self._whole = None
             if process is None:
                 await self._launch_cold(cmd, kwargs)
+                await self._limit(self.pid)
                 metrics.START.labels(way="cold").observe(time.monotonic() - began)
             else:
                 self._take_over(process, kwargs.get("cwd"))
+                await self._limit(process.pid)
                 process.serving.add_done_callback(lambda done: self._serving(done, process, began))
         except BaseException:
             self._abandon()
@@ -202,9 +205,23 @@ class PoolProvisioner(LocalProvisioner):
         former.kill()  # its threads run no more; the successor need not wait until its memory is given back
         await self.pool.hand_over(successor, self._asked, self._adoption(self.connection_info, []))
         self._take_over(successor, self.cwd)
+        await self._limit(successor.pid)
         successor.serving.add_done_callback(lambda done: self._serving(done, successor, began))
         await asyncio.shield(successor.serving)
         await asyncio.shield(former.exited)
+
+    async def _limit(self, pid: int | None) -> None:
+        """Hold the process to its limits, before its user has it; one that can't be held is ended."""
+        if self.on_process is None or not pid:
+            return
+        try:
+            await self.on_process(pid)
+        except BaseException as error:
+            if self.claimed is not None:
+                self.claimed.discard(f"not limited: {error}")
+            else:
+                await self.kill()
+            raise
 
     def _adoption(self, connection_info: KernelConnectionInfo, cmd: list[str]) -> Adoption:
         manager: Any = self.parent

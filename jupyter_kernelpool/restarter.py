@@ -23,9 +23,17 @@ class PromptRestarter(AsyncIOLoopKernelRestarter):
             return
         self._busy = True
         try:
-            await super().poll()
+            if not await self._stays_dead():
+                await super().poll()
         finally:
             self._busy = False
+
+    async def _stays_dead(self) -> bool:
+        """Whether the kernel ended for a limit that it crossed: restarting it would bring it there again."""
+        manager = self.kernel_manager
+        if not hasattr(manager, "stays_dead") or await manager.is_alive():
+            return False
+        return bool(await manager.stays_dead())
 
     def _is_settled(self) -> bool:
         provisioner = getattr(self.kernel_manager, "pooled", None)

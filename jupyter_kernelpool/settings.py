@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.recipes import Settings
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher")
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits")
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
 
@@ -36,7 +37,16 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
     if most and warm > most:
         raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
     preload = read_preload(name, given.get("preload", list(general.preload)))
-    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout)
+    limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
+    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits)
+
+
+def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:
+    """The limits of a kernelspec's kernels by name; raises `NotValid`."""
+    try:
+        return tuple(read_limits(given).items())
+    except NotValid as error:
+        raise NotValid(f"{name!r}: limits: {error}", field="limits") from error
 
 
 def read_preload(name: str, given: Any) -> tuple[str, ...]:

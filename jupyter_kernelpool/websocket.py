@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Any
 
-from jupyter_server.services.kernels.connection.base import (
-    deserialize_binary_message,
-    deserialize_msg_from_ws_v1,
-)
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.process import Process
 
 PROBE_EVERY = 0.02
@@ -110,10 +106,7 @@ class Prompt:
         return process is not None  # one that stock started: as slow to come back as stock's
 
     def _is_for_shell(self, incoming_msg: Any) -> bool:
-        if self.subprotocol == "v1.kernel.websocket.jupyter.org":
-            return bool(deserialize_msg_from_ws_v1(incoming_msg)[0] == "shell")
-        message = deserialize_binary_message if isinstance(incoming_msg, bytes) else json.loads
-        return bool(message(incoming_msg).get("channel", "shell") == "shell")
+        return read_incoming(self.subprotocol, incoming_msg)[0] == "shell"
 
     async def _deliver_held(self) -> None:
         leaving = self._process()
@@ -177,7 +170,7 @@ class Prompt:
         return True
 
 
-class PooledWebsocketConnection(Prompt, ZMQChannelsWebsocketConnection):
+class PooledWebsocketConnection(Prompt, Notices, ZMQChannelsWebsocketConnection):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
 
@@ -185,4 +178,4 @@ def over(connection_class: type) -> type:
     """*connection_class* with our mixin over it; itself if it has that already."""
     if issubclass(connection_class, Prompt):
         return connection_class
-    return type(f"Pooled{connection_class.__name__}", (Prompt, connection_class), {})
+    return type(f"Pooled{connection_class.__name__}", (Prompt, Notices, connection_class), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.names import LONGEST, is_name
 
@@ -62,6 +63,10 @@ class Body:
                 f"{name} = {value!r} must be text of 1 to {LONGEST} printable characters without '/'", field=name
             )
         return str(value)
+
+    def limits(self, name: str) -> dict[str, float]:
+        """Limits by name; none if left out."""
+        return read_limits(self._take(name, {}))
 
     def done(self) -> None:
         """Refuse fields that nobody took."""

@@ -13,7 +13,7 @@ from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.forks import lineage_model, undo_model
-from jupyter_kernelpool.rest.models import Model, kernel_model
+from jupyter_kernelpool.rest.models import Model, breach_model, kernel_model
 from jupyter_kernelpool.undo import MOST_STEPS
 
 
@@ -50,9 +50,12 @@ class KernelHandler(KernelPoolHandler):
     async def patch(self, kernel: str) -> None:
         body = Body(self.read_object())
         name, steps = body.text("name"), body.count_or_none("undo_steps", least=0, most=MOST_STEPS)
+        limits = body.limits("limits")
         body.done()
         manager = await self.working_manager()
         kernel_id = manager.forking.find_kernel(kernel)
+        if limits:
+            await manager.guard.change(kernel_id, limits)
         if name is not None:
             manager.forking.names.give(kernel_id, name)
         if steps is not None:
@@ -73,6 +76,8 @@ def describe(manager: Any, kernel_id: str) -> Model:
         "lineage": lineage_model(forking, kernel_id) if forking is not None else None,
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
         "undo": undo_model(manager.undo, kernel_id) if ours else None,
+        "limits": manager.guard.allowance_of(kernel_id).as_model() if ours else None,
+        "breach": breach_model(manager.guard.breaches.get(kernel_id)) if ours else None,
         "capabilities": {"fork": {"available": why is None, "why": why}},
     }
 

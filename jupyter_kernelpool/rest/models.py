@@ -13,6 +13,7 @@ from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
+from jupyter_kernelpool.allowance import LIMITS, Breach
 from jupyter_kernelpool.decisions import Policy, target
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.manager import PoolingKernelManager
@@ -64,6 +65,7 @@ def capabilities(manager: Any, why: str | None) -> Model:
     for name, way in WAYS.items():
         reason = why or (None if way in offered else "KernelPool.launchers does not name it")
         found[name] = {"available": reason is None, "why": reason}
+    found["limits"] = enforcement_model(manager, why)
     alive = pool is not None and pool.supervision.ready
     found["supervisor"] = {"alive": alive, "pid": pool.supervision.pid if pool and alive else None}
     found["platform"] = {
@@ -72,6 +74,30 @@ def capabilities(manager: Any, why: str | None) -> Model:
         "cores": os.cpu_count(),
     }
     return found
+
+
+def enforcement_model(manager: Any, why: str | None) -> Model:
+    """For each limit, what holds kernels to it on this machine; *why* as above."""
+    found: Model = {}
+    for limit in LIMITS:
+        by, missing = None, why
+        if isinstance(manager, PoolingKernelManager) and why is None:
+            by, missing = manager.guard.who_holds(limit)
+        found[limit] = {"enforced": by is not None, "by": by, "why": missing}
+    return found
+
+
+def breach_model(breach: Breach | None) -> Model | None:
+    """A limit that a kernel crossed."""
+    if breach is None:
+        return None
+    return {
+        "limit": breach.limit,
+        "allowed": breach.allowed,
+        "seen": breach.seen,
+        "at": rfc3339(breach.at),
+        "outcome": breach.outcome,
+    }
 
 
 # -- recipes ----------------------------------------------------------------------------------------
@@ -119,6 +145,7 @@ def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, m
             "preload": list(settings.preload),
             "init_code": bool(settings.init_code),
             "launcher": settings.launcher,
+            "limits": dict(settings.limits),
         },
     }
 

@@ -18,7 +18,7 @@ from jupyter_kernelpool.recipes import Recipe, Settings, start_environment
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_pool
 from jupyter_kernelpool.rest.pool import recipe_models
 
-SETTINGS = frozenset({"warm", "max", "preload", "init_code"})
+SETTINGS = frozenset({"warm", "max", "preload", "init_code", "limits"})
 
 
 class PoolsHandler(KernelPoolHandler):
@@ -91,8 +91,6 @@ class RecipeHandler(KernelPoolHandler):
 def read_changes(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
     """The settings in *body*, `min` meaning `warm`; raises `NotValid`. Values are checked by the pool."""
     changes = dict(body)
-    if "limits" in changes:
-        raise NotValid("limits can't be set: this version has no limits on single kernels", field="limits")
     if "min" in changes:
         floor = changes.pop("min")
         if changes.setdefault("warm", floor) != floor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import os
 import signal
 import subprocess
@@ -18,98 +15,16 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
-from websockets.sync.client import ClientConnection, connect
 
+from .browsers import Browser, browser, execution, unpack
 from .conftest import TOKEN, Server, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-PROTOCOL = "v1.kernel.websocket.jupyter.org"
 PROGRAM_TIMEOUT = 120
 
 
 # -- JupyterLab -------------------------------------------------------------------------------------
-
-
-def pack(channel: str, kind: str, content: dict[str, Any], session: str) -> bytes:
-    """A message as JupyterLab sends it: offsets, channel and the four parts, little-endian, in one frame."""
-    header = {
-        "msg_id": f"{time.monotonic_ns():x}", "username": "", "session": session, "date": "2024-01-01T00:00:00Z",
-        "msg_type": kind, "version": "5.4",
-    }  # fmt: skip
-    parts = [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content))]
-    offsets = [8 * (2 + len(parts))]
-    for part in parts:
-        offsets.append(offsets[-1] + len(part))
-    return b"".join(number.to_bytes(8, "little") for number in (len(offsets), *offsets)) + b"".join(parts)
-
-
-def unpack(frame: bytes) -> dict[str, Any]:
-    count = int.from_bytes(frame[:8], "little")
-    offsets = [int.from_bytes(frame[8 * place : 8 * place + 8], "little") for place in range(1, count + 1)]
-    parts = [frame[begin:end] for begin, end in itertools.pairwise(offsets)]
-    names = ("header", "parent_header", "metadata", "content")
-    return {"channel": parts[0].decode(), **{n: json.loads(p) for n, p in zip(names, parts[1:5], strict=True)}}
-
-
-class Browser:
-    """The kernel connection of a JupyterLab tab."""
-
-    def __init__(self, socket: ClientConnection, session: str) -> None:
-        self.socket = socket
-        self.session = session
-
-    def send(self, kind: str, content: dict[str, Any], channel: str = "shell") -> str:
-        frame = pack(channel, kind, content, self.session)
-        self.socket.send(frame)
-        return str(unpack(frame)["header"]["msg_id"])
-
-    def until_idle(self, request: str, timeout: float = 30) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The content of the reply to *request*, and what was published for it."""
-        reply: dict[str, Any] | None = None
-        published = []
-        idle = False
-        while reply is None or not idle:
-            frame = self.socket.recv(timeout=timeout)
-            assert isinstance(frame, bytes), "a binary frame"
-            message = unpack(frame)
-            if message["parent_header"].get("msg_id") != request:
-                continue
-            if message["channel"] == "iopub":
-                published.append(message)
-                idle = idle or message["content"].get("execution_state") == "idle"
-            else:
-                reply = message["content"]
-        return reply, published
-
-    def ask(self, kind: str, content: dict[str, Any], channel: str = "shell") -> dict[str, Any]:
-        return self.until_idle(self.send(kind, content, channel))[0]
-
-    def execute(self, code: str) -> str:
-        """What *code* prints or returns; its error, else."""
-        reply, published = self.until_idle(self.send("execute_request", execution(code)))
-        if reply["status"] == "error":
-            return str(reply["ename"])
-        texts = [message["content"].get("text") or message["content"].get("data", {}).get("text/plain", "")
-                 for message in published if message["header"]["msg_type"] in ("stream", "execute_result")]  # fmt: skip
-        return "".join(texts).strip()
-
-
-@contextlib.contextmanager
-def browser(server: Server, kernel: str) -> Iterator[Browser]:
-    session = f"{time.monotonic_ns():x}"
-    address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
-    headers = {"Authorization": f"token {TOKEN}"}
-    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers) as socket:  # type: ignore[list-item]
-        assert socket.subprotocol == PROTOCOL
-        yield Browser(socket, session)
-
-
-def execution(code: str) -> dict[str, Any]:
-    return {
-        "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": True,
-        "stop_on_error": True,
-    }  # fmt: skip
 
 
 def test_a_notebook_in_jupyterlab(kp_server: Server) -> None:

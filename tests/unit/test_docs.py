@@ -13,13 +13,17 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from jupyter_kernelpool import errors, metrics
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pool import KernelPool
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIGURATION = (DOCS / "users" / "configuration.md").read_text()
 OPERATING = (DOCS / "operators" / "operating.md").read_text()
 MIB = 1024 * 1024
-OWN_TRAITS = sorted(KernelPool.class_own_traits(config=True))
+OWN_TRAITS = [
+    (owner, name) for owner in (KernelPool, KernelLimits) for name in sorted(owner.class_own_traits(config=True))
+]
+NAMES = [f"{owner.__name__}.{name}" for owner, name in OWN_TRAITS]
 
 
 def all_errors() -> list[type[errors.KernelPoolError]]:
@@ -36,6 +40,8 @@ def as_the_page_writes(name: str, default: Any) -> str:
         return "cores + 1"
     if name == "launchers":
         return ", ".join(launcher.way for launcher in default)
+    if name == "enforcers":
+        return ", ".join(enforcer.name for enforcer in default)
     if isinstance(default, bool):
         return f"`{default}`"
     if isinstance(default, int | float):
@@ -43,16 +49,17 @@ def as_the_page_writes(name: str, default: Any) -> str:
     return f"`{json.dumps(default)}`"
 
 
-@pytest.mark.parametrize("name", OWN_TRAITS)
-def test_trait_is_in_the_configuration_page_with_its_default(name):
-    row = next((line for line in CONFIGURATION.splitlines() if line.startswith(f"| `KernelPool.{name}`")), None)
-    assert row is not None, f"KernelPool.{name} has no row"
-    assert row.split("|")[2].strip() == as_the_page_writes(name, KernelPool.class_traits()[name].default())
+@pytest.mark.parametrize("owner, name", OWN_TRAITS, ids=NAMES)
+def test_trait_is_in_the_configuration_page_with_its_default(owner, name):
+    full = f"{owner.__name__}.{name}"
+    row = next((line for line in CONFIGURATION.splitlines() if line.startswith(f"| `{full}`")), None)
+    assert row is not None, f"{full} has no row"
+    assert row.split("|")[2].strip() == as_the_page_writes(name, owner.class_traits()[name].default())
 
 
 def test_the_configuration_page_names_no_trait_that_is_not_there():
-    named = set(re.findall(r"^\| `KernelPool\.(\w+)`", CONFIGURATION, re.MULTILINE))
-    assert named == set(OWN_TRAITS)
+    named = re.findall(r"^\| `(Kernel\w+\.\w+)`", CONFIGURATION, re.MULTILINE)
+    assert sorted(named) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("state", list(State))

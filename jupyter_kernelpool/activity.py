@@ -1,0 +1,41 @@
+"""Feeds a kernel's ledger from the stream with which jupyter_server watches its activity: also without a client."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from jupyter_kernelpool.ledger import Ledger
+
+HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
+
+log = logging.getLogger("jupyter_kernelpool")
+
+
+def feed(kernel: Any, ledger: Ledger) -> None:
+    """Have *ledger* hear what *kernel*'s activity stream brings, after jupyter_server did.
+
+    Called once the stream is watched (jupyter_server's `start_watching_activity`), as after a restart with other ports.
+    """
+    stream, session = kernel._activity_stream, kernel.session
+    stock = stream._recv_callback
+
+    def heard(parts: list[Any]) -> None:
+        stock(parts)
+        try:
+            tell(ledger, session, parts)
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever runs in the kernel can publish there
+            log.debug("Kernel %s published what is no message: %r", kernel.kernel_id, error)
+
+    stream.on_recv(heard)
+
+
+def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
+    """Tell *ledger* of one message of iopub; *parts* as ZeroMQ gave them."""
+    _, message = session.feed_identities(parts)
+    kind = session.unpack(message[HEADER])["msg_type"]
+    parent = session.unpack(message[PARENT])
+    state = session.unpack(message[CONTENT]).get("execution_state") if kind == "status" else None
+    size = sum(len(part) for part in message[CONTENT:])
+    ledger.heard(kind, parent, size, state, time.monotonic())

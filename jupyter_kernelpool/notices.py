@@ -1,0 +1,124 @@
+"""What clients are told beside their kernel's own words, and what their messages tell of it: the websocket's part."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+from jupyter_server.services.kernels.connection.base import (
+    deserialize_binary_message,
+    deserialize_msg_from_ws_v1,
+    serialize_msg_to_ws_v1,
+)
+from tornado.websocket import WebSocketClosedError
+
+from jupyter_kernelpool.activity import HEADER, PARENT
+from jupyter_kernelpool.edge import Edge
+
+V1 = "v1.kernel.websocket.jupyter.org"
+
+
+def read_incoming(subprotocol: Any, message: Any) -> tuple[str | None, dict[str, Any]]:
+    """Channel and header of what a client sent over its websocket."""
+    if subprotocol == V1:
+        channel, parts = deserialize_msg_from_ws_v1(message)
+        return channel, json.loads(bytes(parts[0]))
+    read = deserialize_binary_message(message) if isinstance(message, bytes) else json.loads(message)
+    return read.get("channel", "shell"), read.get("header", {})
+
+
+class Notices:
+    """Mixin over any kernel websocket connection class of jupyter_server's: an `edge.Connection`."""
+
+    websocket_handler: Any
+    multi_kernel_manager: Any
+    session: Any
+    kernel_id: str
+    subprotocol: Any
+    write_message: Any
+    _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._awaited = {}
+
+    @property
+    def edge(self) -> Edge | None:
+        """The server's, if its kernel manager is ours."""
+        return getattr(self.multi_kernel_manager, "edge", None)
+
+    async def connect(self) -> None:
+        """As stock; afterwards the client is told of what concerns it."""
+        connected = super().connect()  # type: ignore[misc]
+        if connected is not None:
+            await connected
+        if self.edge is not None and self.websocket_handler.ws_connection is not None:  # else it has gone meanwhile
+            self.edge.enter(self.kernel_id, self)
+
+    def disconnect(self) -> Any:
+        """As stock."""
+        if self.edge is not None:
+            self.edge.leave(self.kernel_id, self)
+        return super().disconnect()  # type: ignore[misc]
+
+    def handle_incoming_message(self, incoming_msg: Any) -> None:
+        """As stock; takes note of what is asked for."""
+        if self.edge is not None:
+            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):  # stock says what is wrong with it
+                self._note_incoming(*read_incoming(self.subprotocol, incoming_msg))
+        super().handle_incoming_message(incoming_msg)  # type: ignore[misc]
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        """As stock; takes note of what is answered."""
+        channel = getattr(stream, "channel", stream)
+        if self.edge is not None and channel in ("shell", "stdin"):
+            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+                self._note_outgoing(channel, outgoing_msg)
+        super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
+
+    def say(self, text: str, parent: dict[str, Any]) -> None:
+        """Show *text* as a line of stderr of the cell with the header *parent* ({}: of none)."""
+        self.publish("iopub", "stream", {"name": "stderr", "text": text + "\n"}, parent)
+
+    def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
+        """End every execution that this client waits for with that error; the headers of those."""
+        awaited, self._awaited = list(self._awaited.values()), {}
+        for place, header in enumerate(awaited):
+            error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
+            if place == 0:  # the one that ran; the others never did
+                self.publish("iopub", "error", error, header)
+            status = "error" if place == 0 else "aborted"
+            self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
+            self.publish("iopub", "status", {"execution_state": "idle"}, header)
+        return awaited
+
+    def declare_dead(self) -> None:
+        """Say that the kernel is dead, as jupyter_server does when restarts failed."""
+        self.publish("iopub", "status", {"execution_state": "dead"}, {})
+
+    def publish(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+        """Send the client a message in the kernel's name, as the answer to *parent*."""
+        message = self.session.msg(kind, content=content, parent=parent)
+        with contextlib.suppress(WebSocketClosedError):
+            if self.subprotocol == V1:
+                self.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
+            else:
+                self.write_message(json.dumps({**message, "channel": channel}, default=str))
+
+    def _note_incoming(self, channel: str | None, header: dict[str, Any]) -> None:
+        assert self.edge is not None
+        if channel == "shell" and header.get("msg_type") == "execute_request":
+            self._awaited[header["msg_id"]] = header
+        elif channel == "stdin":
+            self.edge.ledger(self.kernel_id).goes_on(time.monotonic())
+
+    def _note_outgoing(self, channel: str, outgoing_msg: list[Any]) -> None:
+        assert self.edge is not None
+        _, parts = self.session.feed_identities(outgoing_msg)
+        msg_id = self.session.unpack(parts[PARENT]).get("msg_id", "")
+        if channel == "shell":
+            self._awaited.pop(msg_id, None)
+        elif self.session.unpack(parts[HEADER])["msg_type"] == "input_request":
+            self.edge.ledger(self.kernel_id).waits(msg_id, time.monotonic())
