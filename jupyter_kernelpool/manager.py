@@ -24,6 +24,7 @@ from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.errors import PoolExhausted, SupervisorGone
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
+from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
@@ -87,7 +88,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
-        self.keeper = Keeper(self.pool, self._foresee)
+        self.meter = Meter(self, lambda: self.pool.supervision.pids)
+        self.keeper = Keeper(self.pool, self._foresee, self.meter)
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)

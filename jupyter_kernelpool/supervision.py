@@ -54,6 +54,11 @@ class Supervision:
         """Whether there was a supervisor, and none runs now."""
         return self._channel is not None and self._channel.closed
 
+    @property
+    def pids(self) -> frozenset[int]:
+        """Every process of ours that is known by now: kernels, with an owner or not, templates, checkpoints."""
+        return frozenset((*self._watchers, *self._tracked))
+
     async def start(self) -> None:
         """Make sure that a supervisor runs; raises `SupervisorGone` when it does not come up in time."""
         if self._ready is None or (self._ready.done() and not self.alive):
