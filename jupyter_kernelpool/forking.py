@@ -38,7 +38,7 @@ REST_TIMEOUT = 0.4
 class Checkpoint:
     """A kept state of the kernel *kernel_id*; *created* is in seconds since the epoch.
 
-    An *automatic* one was taken after a cell, to be undone (`undo`).
+    An *automatic* one was taken after a cell, to be undone (`undo`). *inherited* is the kernel's, for `memory.charge`.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Checkpoint:
     parked: Parked
     origin: Origin
     automatic: bool = False
+    inherited: int = 0
 
 
 class Forking:
@@ -198,7 +199,9 @@ class Forking:
         """*parked* is a state of the kernel *kernel_id* that is kept from now on."""
         kernel = self._manager.get_kernel(kernel_id)
         origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
-        checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic)
+        process = kernel.pooled.claimed if kernel.pooled is not None else None
+        inherited = process.inherited if process is not None else 0
+        checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic, inherited)
         self._enter_kernel(kernel_id)
         self.checkpoints[checkpoint.id] = checkpoint
         self.copies.hold(checkpoint.id, self.copies.of(kernel_id))
@@ -220,9 +223,11 @@ class Forking:
         Raises `Busy` while a cell runs, `NotRelated`, `NotFound`, `CannotFork`; the kernel is as it was then.
         """
         process = self.process_of(kernel_id)
+        own = None
         if source in self.checkpoints:
-            parked = self.checkpoints[source].parked
-            prepare: Callable[[], Awaitable[Process]] = parked.fork
+            checkpoint = self.checkpoints[source]
+            own = checkpoint if checkpoint.kernel_id == kernel_id else None
+            prepare: Callable[[], Awaitable[Process]] = checkpoint.parked.fork
         else:
             source = self.find_kernel(source)
             if source == kernel_id:
@@ -240,6 +245,8 @@ class Forking:
             await self._until_at_rest(kernel, process)
             self.copies.hold(kernel_id, self.copies.of(source))
             successor = await prepare()
+            if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
+                successor.inherited = own.inherited
             if kernel.pooled is None or kernel.pooled.claimed is not process:
                 successor.discard("the kernel changed meanwhile")
                 raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")

@@ -93,11 +93,11 @@ class Guard:
 
     # -- the lives of kernels -----------------------------------------------------------------------
 
-    async def hold(self, kernel_id: str, kernel_name: str, pid: int) -> None:
+    async def hold(self, kernel_id: str, kernel_name: str, pid: int, inherited: int = 0) -> None:
         """*pid* is the kernel's process from now on; called before its user has it. Raises `NotEnforceable`."""
         allowance = self._own.get(kernel_id) or self.allowance_for(kernel_name)
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
-        subject = Subject(kernel_id, pid)
+        subject = Subject(kernel_id, pid, inherited)
         self._subjects[kernel_id] = subject
         self._calm(kernel_id)
         try:
@@ -172,7 +172,7 @@ class Guard:
     async def _look(self, watched: dict[str, Subject]) -> bool:
         """Read and judge all kernels once; whether one of them is near a limit."""
         readings: dict[str, Reading] = {}
-        ours = frozenset(self._manager.pool.supervision.watched)
+        ours = frozenset(self._manager.pool.supervision.pids)
         for enforcer in self.enforcers:
             if not self.held.limits_of(enforcer):
                 continue
@@ -258,7 +258,7 @@ class Guard:
     async def _end(self, subject: Subject) -> None:
         for enforcer in self.enforcers:
             await asyncio.to_thread(enforcer.end, subject)
-        others = self._manager.pool.supervision.watched - {subject.pid}
+        others = self._manager.pool.supervision.pids - {subject.pid}
         if not await asyncio.to_thread(end_tree, subject.pid, others):
             log.warning("Kernel %s: not every process of it could be ended", subject.kernel_id)
 

@@ -16,6 +16,7 @@ import psutil
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import Action, Drain, Evict, Host, Launch, Load, Stage, Unload, View, plan
 from jupyter_kernelpool.errors import SupervisorGone
+from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
 
@@ -25,13 +26,20 @@ CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
 SUPERVISE_EVERY = 1.0
+SAMPLE_EVERY = 5.0
 
 
 class Keeper:
     """Runs the loop for one pool."""
 
-    def __init__(self, pool: KernelPool, foresee: Callable[[str], Awaitable[bool]] | None = None) -> None:
-        """*foresee* makes the recipe of a kernelspec's name; false when there is no such kernelspec."""
+    def __init__(
+        self,
+        pool: KernelPool,
+        foresee: Callable[[str], Awaitable[bool]] | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        """*foresee* makes the recipe of a kernelspec's name; false when there is no such kernelspec. *meter* measures
+        the kernels in use."""
         self.pool = pool
         self.missing: dict[str, float] = {}  # kernelspecs to keep warm once they are there, and when to look
         self._foresee = foresee
@@ -41,6 +49,8 @@ class Keeper:
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
         self._supervised = 0.0
+        self._meter = meter
+        self._sampled = 0.0
 
     def start(self) -> None:
         """Begin, on the running event loop; a second call changes nothing."""
@@ -73,6 +83,9 @@ class Keeper:
         if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
             self._looked_at_host = now
             self._host = await asyncio.to_thread(self._look)
+        if self._meter is not None and self._meter.has_work and now - self._sampled > SAMPLE_EVERY:
+            self._sampled = now
+            self._begin(self._meter.sample())
         if self.pool.supervision.lost and self.pool.active and now - self._supervised > SUPERVISE_EVERY:
             self._supervised = now
             self._begin(self._supervise())

@@ -29,6 +29,7 @@ from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
@@ -61,7 +62,8 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
 
     async def kernel_has_process(self, pid: int) -> None:
         if isinstance(self.parent, PoolingKernelManager):
-            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid)
+            inherited = getattr(getattr(self.provisioner, "process", None), "inherited", 0)
+            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid, inherited)
             self.stays_dead_for = None
             self.reason = ""
 
@@ -104,7 +106,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
-        self.keeper = Keeper(self.pool, self._foresee)
+        self.meter = Meter(self, lambda: self.pool.supervision.pids)
+        self.keeper = Keeper(self.pool, self._foresee, self.meter)
         self.edge = Edge()
         self.events = Events()
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)

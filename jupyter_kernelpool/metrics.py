@@ -29,6 +29,15 @@ LAUNCH = Histogram("jupyter_kernelpool_launch_seconds", "Time to launch a warm k
 PROCESSES = Gauge("jupyter_kernelpool_processes", "Kernel processes of the pool, by state", ["state"])
 TEMPLATES = Gauge("jupyter_kernelpool_templates", "Templates that are loaded")
 FAILURES = Counter("jupyter_kernelpool_failures", "Launches and loads that failed", ["recipe"])
+KERNELS_MEMORY = Gauge(
+    "jupyter_kernelpool_kernels_private_memory_bytes", "Memory that the server's kernels have for themselves, together"
+)
+KERNELS_CPU = Counter("jupyter_kernelpool_kernels_cpu_seconds", "Processor time of the server's kernels, together")
+KERNELS_PROCESSES = Gauge("jupyter_kernelpool_kernels_processes", "Processes of the server's kernels, together")
+KERNELS_FDS = Gauge("jupyter_kernelpool_kernels_open_fds", "Open descriptors of the server's kernels, together")
+KERNELS_GPU_MEMORY = Gauge(
+    "jupyter_kernelpool_kernels_gpu_memory_bytes", "Memory of the server's kernels on GPUs, together"
+)
 EVICTIONS = Counter("jupyter_kernelpool_evictions", "Warm kernels ended unused, by reason", ["why"])
 
 

@@ -29,6 +29,7 @@ from jupyter_kernelpool.supervision import Supervision
 ADOPT_TIMEOUT = 1.5  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
 PING_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 0.1
+FORKED = ("template", "fork")  # ways that begin with memory of another process's
 COPY_TIMEOUT = 600.0  # what a copy of a working directory may take, once it has begun
 
 
@@ -61,6 +62,7 @@ class Process:
         self.kernel_info: dict[str, Any] | None = None
         self.stays = asyncio.Event()  # not set: it asked to be replaced, and is when its cell has ended
         self.stays.set()
+        self.inherited = 0  # bytes of memory that it began with, and shares with what it was forked from
         self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."
         self.manifest: dict[str, Any] | None = None
         self.on_kept: Callable[[socket.socket], None] | None = None
@@ -225,6 +227,8 @@ class Process:
                 self.own(message["pid"])
                 self.kernel_info = message.get("kernel_info")
                 self.unforkable = message.get("forkable")
+                if self.record.way in FORKED:
+                    self.inherited = int(message.get("began_with", 0))
                 self.manifest = message.get("manifest")
                 _settle(self.ready, message)
             case "unfit":

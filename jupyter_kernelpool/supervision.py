@@ -55,9 +55,9 @@ class Supervision:
         return self._channel is not None and self._channel.closed
 
     @property
-    def watched(self) -> frozenset[int]:
-        """The pids of all processes of ours that have not ended."""
-        return frozenset(self._watchers)
+    def pids(self) -> frozenset[int]:
+        """Every process of ours that is known by now: kernels, with an owner or not, templates, checkpoints."""
+        return frozenset((*self._watchers, *self._tracked))
 
     async def start(self) -> None:
         """Make sure that a supervisor runs; raises `SupervisorGone` when it does not come up in time."""

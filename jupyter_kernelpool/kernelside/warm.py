@@ -69,11 +69,13 @@ class Warm:
         app.parking = self.parking
         self.never: str | None = None  # why it can't be forked
         self.uncollected: dict[int, int] = {}  # pidfd -> pid: what stood between us and our forks
+        self.began_with = anonymous_memory()
 
     def run(self) -> Life | None:
         """Start, wait to be claimed, then serve until shutdown; returns in a fork, or when the loop has ended."""
         facts = self.start()
-        self.tell(event="warm", pid=os.getpid(), kernel_info=self.app.kernel.kernel_info, **facts)
+        facts |= {"kernel_info": self.app.kernel.kernel_info, "began_with": self.began_with}
+        self.tell(event="warm", pid=os.getpid(), **facts)
         order, listeners = self.wait()
         try:
             if order.get("keep"):
@@ -154,6 +156,16 @@ class Warm:
         """Send *message*, and dups of *fds*, to the server; a server that is gone is no reason to fail."""
         with contextlib.suppress(OSError):
             wire.send(self.orders, {**message, "fds": len(fds)} if fds else message, list(fds))
+
+
+def anonymous_memory() -> int:
+    """The bytes of this process's memory that belong to no file: in a fresh fork all of it is its parent's too."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            _, resident, of_files, *_ = file.read(256).split()
+    except OSError:
+        return 0
+    return (int(resident) - int(of_files)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def adopt_surroundings(order: dict[str, Any]) -> None:

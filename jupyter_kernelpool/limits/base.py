@@ -12,10 +12,14 @@ from jupyter_kernelpool.allowance import Allowance
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel that is held to limits: its id, and the pid of its process, which leads a session."""
+    """A kernel that is held to limits: its id, and the pid of its process, which leads a session.
+
+    *inherited* is the memory in bytes that the process had from what it was forked from (`memory.charge`).
+    """
 
     kernel_id: str
     pid: int
+    inherited: int = 0
 
 
 @dataclass(frozen=True)

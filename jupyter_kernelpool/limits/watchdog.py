@@ -46,9 +46,7 @@ class WatchdogEnforcer(Enforcer):
         if present is not None and present.pid == subject.pid:
             present.allowance = allowance
             return
-        memory = read_memory([subject.pid]).get(subject.pid)
-        inherited = memory.anonymous - memory.own if memory is not None else 0
-        self._watched[subject.kernel_id] = Watched(subject.pid, allowance, inherited)
+        self._watched[subject.kernel_id] = Watched(subject.pid, allowance, subject.inherited)
 
     def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
         snapshot = scan()
