@@ -12,6 +12,8 @@ from typing import Any
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.managers import GatewayClient
 
+from jupyter_kernelpool.events import publish_on
+from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
@@ -45,7 +47,7 @@ class KernelPoolExtension(ExtensionApp):
     extension_url = "/kernelpool"
     load_other_extensions = True
     put_in_place = False
-    classes = [KernelPool]  # noqa: RUF012 (a trait's default, as upstream declares it)
+    classes = [KernelPool, KernelLimits]  # noqa: RUF012 (a trait's default, as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:
@@ -85,6 +87,8 @@ class KernelPoolExtension(ExtensionApp):
                 _name(type(manager)),
                 _name(serverapp.kernel_websocket_connection_class),
             )
+        if manager is not None:
+            manager.events.listen(publish_on(serverapp.event_logger))
         if manager is not None and manager.pool.max_kernels:
             tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())
