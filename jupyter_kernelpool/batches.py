@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.copies import Bounds, Copies, Folders, Order
 from jupyter_kernelpool.errors import KernelPoolError, LaunchFailed, PoolExhausted
 from jupyter_kernelpool.lineage import Lineage, Node
@@ -20,11 +21,15 @@ MOST_FORKS = 100
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a fork comes from: the id of its parent, the kernelspec, and how a restart of it begins."""
+    """Where a fork comes from: the id of its parent, the kernelspec, and how a restart of it begins; whose it is, and
+    its parent's limits where these are others than its kernelspec's.
+    """
 
     parent: str
     spec_name: str
     surroundings: dict[str, Any] = field(repr=False)
+    owner: str
+    allowance: Allowance | None
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,10 @@ class Batches:
     async def _start(self, fork: Process, origin: Origin, name: str | None, folders: Folders) -> str | KernelPoolError:
         """Make *fork*, which works in *folders*, a kernel of the server's; the error if that did not work."""
         try:
-            kernel_id: str = await self._manager.start_kernel(
-                kernel_name=origin.spec_name, origin=fork, **origin.surroundings
-            )
+            with self._manager.owners.acting_for(origin.owner):
+                kernel_id: str = await self._manager.start_kernel(
+                    kernel_name=origin.spec_name, origin=fork, allowance=origin.allowance, **origin.surroundings
+                )
         except asyncio.CancelledError:
             fork.discard("the request was cancelled")
             raise

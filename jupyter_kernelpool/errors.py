@@ -154,6 +154,14 @@ class PoolExhausted(KernelPoolError):
     hint = "Shut a kernel down, or raise KernelPool.max_kernels."
 
 
+class QuotaExceeded(KernelPoolError):
+    """The owner has as many kernels as `KernelPool.owner_quota` allows; *retry_after* is in seconds."""
+
+    status = 429
+    code = "quota"
+    hint = "Shut one of your kernels down."
+
+
 class SupervisorGone(KernelPoolError):
     """The process that owns our processes is not there: they are dead, and a new one must be started."""
 

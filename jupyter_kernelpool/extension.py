@@ -89,8 +89,8 @@ class KernelPoolExtension(ExtensionApp):
             )
         if manager is not None:
             manager.events.listen(publish_on(serverapp.event_logger))
-        if manager is not None and manager.pool.max_kernels:
-            tell_refusals(serverapp.web_app)
+            if manager.refuses_starts:
+                tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:

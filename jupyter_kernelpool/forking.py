@@ -119,8 +119,7 @@ class Forking:
         """
         process = self.process_of(kernel_id)
         supervision = self.supervision
-        kernel = self._manager.get_kernel(kernel_id)
-        origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
+        origin = self._origin(kernel_id)
         began = time.monotonic()
         inherited = self.copies.of(kernel_id)
         with self.names.reserved(name, count) as names, self.copies.kept(inherited):
@@ -197,9 +196,9 @@ class Forking:
         self, kernel_id: str, parked: Parked, *, name: str | None = None, automatic: bool = False
     ) -> Checkpoint:
         """*parked* is a state of the kernel *kernel_id* that is kept from now on."""
-        kernel = self._manager.get_kernel(kernel_id)
-        origin = Origin(kernel_id, kernel.kernel_name, surroundings(kernel))
-        process = kernel.pooled.claimed if kernel.pooled is not None else None
+        origin = self._origin(kernel_id)
+        pooled = self._manager.get_kernel(kernel_id).pooled
+        process = pooled.claimed if pooled is not None else None
         inherited = process.inherited if process is not None else 0
         checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic, inherited)
         self._enter_kernel(kernel_id)
@@ -289,6 +288,12 @@ class Forking:
         if not process.serving.done():
             raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
         return process
+
+    def _origin(self, kernel_id: str) -> Origin:
+        """What its forks are to know of the kernel."""
+        kernel, manager = self._manager.get_kernel(kernel_id), self._manager
+        owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
+        return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
 
     def _families(self) -> list[Family]:
         """What there is for the bound on memory to look at."""

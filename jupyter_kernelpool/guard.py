@@ -46,6 +46,8 @@ class Guard:
         self.held: Held = assign(self.enforcers)
         self.refuse_unenforceable(limits.allowance, "KernelLimits")
         self.refuse_unenforceable(limits.total, "KernelLimits.total")
+        for kernel_name in manager.pool.recipes:
+            self.refuse_unenforceable(self.allowance_for(kernel_name), f"KernelPool.recipes[{kernel_name!r}]")
 
     # -- what is allowed ----------------------------------------------------------------------------
 
@@ -55,6 +57,10 @@ class Guard:
             return self._own[kernel_id]
         kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
         return self.allowance_for(kernel.kernel_name) if kernel is not None else self.limits.allowance
+
+    def own_of(self, kernel_id: str) -> Allowance | None:
+        """The kernel's limits, where they were changed for it alone."""
+        return self._own.get(kernel_id)
 
     def allowance_for(self, kernel_name: str) -> Allowance:
         """What a new kernel of that kernelspec may use."""
@@ -93,9 +99,14 @@ class Guard:
 
     # -- the lives of kernels -----------------------------------------------------------------------
 
-    async def hold(self, kernel_id: str, kernel_name: str, pid: int, inherited: int = 0) -> None:
-        """*pid* is the kernel's process from now on; called before its user has it. Raises `NotEnforceable`."""
-        allowance = self._own.get(kernel_id) or self.allowance_for(kernel_name)
+    async def hold(
+        self, kernel_id: str, kernel_name: str, pid: int, inherited: int = 0, own: Allowance | None = None
+    ) -> None:
+        """*pid* is the kernel's process from now on; called before its user has it. Raises `NotEnforceable`.
+
+        *own* are the limits of a fork that has its parent's; else they are those of its kernelspec.
+        """
+        allowance = own or self._own.get(kernel_id) or self.allowance_for(kernel_name)
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
         subject = Subject(kernel_id, pid, inherited)
         self._subjects[kernel_id] = subject
@@ -105,6 +116,8 @@ class Guard:
         except BaseException:
             self._subjects.pop(kernel_id, None)
             raise
+        if own is not None:
+            self._own[kernel_id] = own
         self._wake()
 
     def forget(self, kernel_id: str) -> None:

@@ -16,20 +16,23 @@ import zmq
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_events import EventLogger
+from jupyter_server import CallContext
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
 from tornado import web
-from traitlets import Instance, Type, default
+from traitlets import Instance, TraitError, Type, default
 
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
+from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.errors import KernelPoolError, PoolExhausted, SupervisorGone
+from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable, PoolExhausted, QuotaExceeded, SupervisorGone
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.meter import Meter
+from jupyter_kernelpool.owners import Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
@@ -41,6 +44,7 @@ from jupyter_kernelpool.wishes import Wishes
 RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
 SERVING_TIMEOUT = 0.1
+REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable)  # starts that are not wanted, or can't be as they were
 
 
 class PooledKernelManager(ServerKernelManager, PromptKernelManager):
@@ -53,6 +57,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         help=AsyncIOLoopKernelManager.restarter_class.help,
     )
     temporary = False
+    allowance: Allowance | None = None  # of a fork whose parent has limits of its own; until its first start
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -63,7 +68,8 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     async def kernel_has_process(self, pid: int) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             inherited = getattr(getattr(self.provisioner, "process", None), "inherited", 0)
-            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid, inherited)
+            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid, inherited, self.allowance)
+            self.allowance = None  # from here on the guard knows
             self.stays_dead_for = None
             self.reason = ""
 
@@ -111,6 +117,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.edge = Edge()
         self.events = Events()
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
+        self.owners = Owners(self.pool.ownership, read_quota(self.pool.owner_quota)[0])
+        self._refuse_anonymous_owners()
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
@@ -125,6 +133,21 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
             self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
             self.context.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
+
+    def _refuse_anonymous_owners(self) -> None:
+        """Raise `TraitError` where kernels are to be their users', and nobody knows these."""
+        provider = getattr(self.parent, "identity_provider_class", None)
+        if self.pool.ownership == "user" and (provider is None or is_anonymous(provider)):
+            name = getattr(provider, "__name__", "no identity provider")
+            raise TraitError(
+                f'KernelPool.ownership = "user" needs an identity provider that knows its users; with {name} each '
+                "login is another one (set ServerApp.identity_provider_class)"
+            )
+
+    @property
+    def refuses_starts(self) -> bool:
+        """Whether the configuration lets starts be refused."""
+        return bool(self.pool.max_kernels or self.pool.owner_quota or self.pool.recipes)
 
     async def start_pool(self) -> None:
         """Begin to keep kernels warm: the default kernelspec's and those that the configuration names.
@@ -233,17 +256,19 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         if self._starting is None or not self._starting.done():
             await self.start_pool()
         try:
-            temporary = await self.pool.admission.enter()
-        except PoolExhausted as error:
-            refusal: Any = web.HTTPError(error.status, str(error), reason="exhausted")
-            refusal.retry_after = error.facts["retry_after"]
+            with self.owners.starting(_user()) as owner:
+                temporary = await self.pool.admission.enter()
+                try:
+                    await self._turns.mine()
+                    self._next_is_temporary = temporary
+                    started = await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
+                finally:
+                    self.pool.admission.leave()
+                self.owners.settle(started, owner)
+        except REFUSALS as error:
+            refusal: Any = web.HTTPError(error.status, str(error), reason=error.facts.get("reason") or error.code)
+            refusal.retry_after = error.facts.get("retry_after")
             raise refusal from error
-        try:
-            await self._turns.mine()
-            self._next_is_temporary = temporary
-            started = await super()._async_start_kernel(kernel_id=kernel_id, path=path, **kwargs)
-        finally:
-            self.pool.admission.leave()
         await self._until_idle(started)
         return started
 
@@ -265,6 +290,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)
         self.edge.forget(kernel_id)
+        self.owners.forget(kernel_id)
         self.pool.admission.freed()
         return removed
 
@@ -291,10 +317,10 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         return "restarted"
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
-        origin = kwargs.pop("origin", None)
+        origin, allowance = kwargs.pop("origin", None), kwargs.pop("allowance", None)
         made: Any = super().pre_start_kernel(kernel_name, kwargs)
         if origin is not None:
-            made[0].origin = origin
+            made[0].origin, made[0].allowance = origin, allowance
         self._next_is_temporary = False
         return made
 
@@ -308,3 +334,10 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             await asyncio.wait([process.serving], timeout=SERVING_TIMEOUT)
         if process is not None and process.serving.done() and process.alive and manager.execution_state == "starting":
             manager.execution_state = "idle"
+
+
+def _user() -> str | None:
+    """Who asks for what is being done, if that is a request to the server."""
+    handler = CallContext.get(CallContext.JUPYTER_HANDLER)
+    user = getattr(handler, "current_user", None)
+    return getattr(user, "username", None)

@@ -26,6 +26,7 @@ from jupyter_kernelpool.launchers.spawn import SpawnLauncher
 from jupyter_kernelpool.launchers.template import TemplateLauncher
 from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.owners import read_quota
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
@@ -122,6 +123,20 @@ class KernelPool(LoggingConfigurable):
         min=0,
         config=True,
         help="Seconds that a start waits when exhausted is 'wait', before it is refused with 503.",
+    )
+    ownership = CaselessStrEnum(
+        ["single", "user"],
+        default_value="single",
+        config=True,
+        help="""Whose kernels are whose, for owner_quota: "single" takes all for one owner's; "user" asks Jupyter
+        Server's identity provider, which must know its users: with a token or password alone each login is another
+        one, and the server does not start. This is book-keeping, no isolation.""",
+    )
+    owner_quota = Dict(
+        config=True,
+        help="""What each owner's kernels may use together: {"kernels": n, "memory": size, "cpu": cores, "processes":
+        n}; what is left out is not limited. One kernel too many is refused with status 429; the rest are limits as
+        those of KernelLimits.total_memory and its like.""",
     )
     max_warm_age = Float(
         3600.0,
@@ -233,6 +248,14 @@ class KernelPool(LoggingConfigurable):
                 read_settings(name, settings, self._general)
             except NotValid as error:
                 raise TraitError(f"KernelPool.recipes: {error}") from error
+        return proposal["value"]
+
+    @validate("owner_quota")
+    def _valid_owner_quota(self, proposal: Any) -> Any:
+        try:
+            read_quota(proposal["value"])
+        except NotValid as error:
+            raise TraitError(f"KernelPool.owner_quota: {error}") from error
         return proposal["value"]
 
     @validate("max_warm")

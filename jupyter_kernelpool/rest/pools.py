@@ -17,6 +17,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, start_environment
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_pool
 from jupyter_kernelpool.rest.pool import recipe_models
+from jupyter_kernelpool.settings import read_recipe_limits
 
 SETTINGS = frozenset({"warm", "max", "preload", "init_code", "limits"})
 
@@ -48,6 +49,7 @@ class PoolsHandler(KernelPoolHandler):
             raise NotValid(f"recipe = {name!r} must be the name of a kernelspec", field="recipe")
         changes = read_changes(body, SETTINGS | {"launcher"})
         manager = await self.working_manager()
+        refuse_unenforceable(manager, name, changes)
         pool = manager.pool.add(await find_request(manager, name), changes)
         (model,) = await recipe_models(manager, [pool])
         self.reply_created(model, "pools", pool.recipe.name)
@@ -75,6 +77,7 @@ class RecipeHandler(KernelPoolHandler):
         changes = read_changes(body, SETTINGS)
         manager = await self.working_manager()
         pool = manager.pool.find(recipe)
+        refuse_unenforceable(manager, pool.recipe.kernel_name, changes)
         await change_recipe(manager.pool, pool, changes, drain=drain)
         (model,) = await recipe_models(manager, [pool])
         self.reply(model)
@@ -86,6 +89,14 @@ class RecipeHandler(KernelPoolHandler):
         await manager.pool.remove(recipe)
         self.set_status(204)
         self.finish()
+
+
+def refuse_unenforceable(manager: PoolingKernelManager, kernel_name: str, changes: dict[str, Any]) -> None:
+    """Raise `NotEnforceable` for limits that can't be held here, before anything is changed."""
+    allowance = manager.guard.allowance_for(kernel_name).changed(
+        dict(read_recipe_limits(kernel_name, changes.get("limits", {})))
+    )
+    manager.guard.refuse_unenforceable(allowance, f"recipe {kernel_name}")
 
 
 def read_changes(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Jupyter's own POST /api/kernels and /api/sessions, answering 503 with Retry-After when all places are taken.
+"""Jupyter's own POST /api/kernels and /api/sessions, telling why a start is refused: 503 with Retry-After when all
+places are taken, 429 for a quota, 501 for a limit that can't be enforced.
 
 Upstream workaround: the kernel manager can refuse a start only by an exception. jupyter_server sends no
 Retry-After for any (`APIHandler.write_error` looks at message and reason only), and `SessionRootHandler.post`
-turns every exception into a 500. So where `KernelPool.max_kernels` is set, and only there, subclasses of the
-two stock handlers take their places in the server's routing table. A handler that another extension put in
+turns every exception into a 500. So where the configuration lets starts be refused, and only there, subclasses
+of the two stock handlers take their places in the server's routing table. A handler that another extension put in
 front of the stock ones, or in their place, is left alone. PATCH /api/sessions/{id} with another kernel's name
 swallows the exception itself and still answers 501.
 https://github.com/jupyter-server/jupyter_server/blob/main/jupyter_server/services/sessions/handlers.py
@@ -18,14 +19,15 @@ from jupyter_server.services.kernels.handlers import MainKernelHandler
 from jupyter_server.services.sessions.handlers import SessionRootHandler
 from tornado import web
 
-from jupyter_kernelpool.errors import PoolExhausted
+from jupyter_kernelpool.errors import KernelPoolError
+from jupyter_kernelpool.manager import REFUSALS
 from jupyter_kernelpool.rest.base import write_error_body
 
 
-def find_refusal(error: BaseException | None) -> PoolExhausted | None:
+def find_refusal(error: BaseException | None) -> KernelPoolError | None:
     """The refusal that *error* was raised from, if it was one."""
     while error is not None:
-        if isinstance(error, PoolExhausted):
+        if isinstance(error, REFUSALS):
             return error
         error = error.__cause__
     return None
