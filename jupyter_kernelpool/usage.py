@@ -28,7 +28,7 @@ class Stat(NamedTuple):
     """One process, as `scan` finds it.
 
     *cpu* is in seconds, its children that ended and were waited for included, so that the sum over a tree never goes
-    back for them. *rss* is in bytes. *started* tells processes apart that have the same pid one after the other.
+    back for them. *rss* is in bytes, and on machines with many cores off by some megabytes. *started* tells processes apart that have the same pid one after the other.
     """
 
     pid: int
@@ -127,11 +127,12 @@ def read_usage(roots: Mapping[str, Root], others: Collection[int]) -> dict[str, 
         if not tree or tree[0].pid != root.pid:
             continue
         pids = [one.pid for one in tree]
+        memory = read_memory(pids)
         found[key] = Reading(
             process=(root.pid, tree[0].started),
             at=snapshot.at,
-            private=charge(root.pid, read_memory(pids), inherited=root.inherited),
-            rss=sum(one.rss for one in tree),
+            private=charge(root.pid, memory, inherited=root.inherited),
+            rss=sum(memory[one.pid].rss if one.pid in memory else one.rss for one in tree),
             cpu=sum(one.cpu for one in tree),
             processes=len(pids),
             fds=count_descriptors(pids),
