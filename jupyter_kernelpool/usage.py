@@ -28,7 +28,8 @@ class Stat(NamedTuple):
     """One process, as `scan` finds it.
 
     *cpu* is in seconds, its children that ended and were waited for included, so that the sum over a tree never goes
-    back for them. *rss* is in bytes, and on machines with many cores off by some megabytes. *started* tells processes apart that have the same pid one after the other.
+    back for them. *rss* is in bytes, and on machines with many cores off by some megabytes. *started* tells processes
+    apart that have the same pid one after the other.
     """
 
     pid: int

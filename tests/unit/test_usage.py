@@ -184,8 +184,8 @@ def test_a_file_that_is_mapped_is_not_charged(kp_python: Start, tmp_path: Any) -
     file = tmp_path / "data"
     file.write_bytes(os.urandom(100 * MIB))
     quiet = private(kp_python(PLAIN))
-    maps = f"m = mmap.mmap(open({str(file)!r}, 'rb').fileno(), 0, prot=mmap.PROT_READ)"
-    reads = kp_python(f"import mmap\n{maps}\nsum(m[::4096])\n{PLAIN}")
+    maps = "m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\nsum(m[::4096])"
+    reads = kp_python(f"import mmap\nf = open({str(file)!r}, 'rb')\n{maps}\n{PLAIN}")
     assert psutil.Process(reads.pid).memory_info().rss > 100 * MIB
     assert private(reads) == pytest.approx(quiet, abs=10)
 
