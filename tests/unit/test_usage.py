@@ -115,6 +115,7 @@ def kp_python() -> Iterator[Start]:
     def start(code: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
@@ -128,7 +129,9 @@ def kp_python() -> Iterator[Start]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -143,7 +146,7 @@ def test_a_scan_has_what_psutil_has(kp_python: Start) -> None:
     process = kp_python(PLAIN)
     found = scan().stats
     one, other = found[process.pid], psutil.Process(process.pid)
-    assert (one.parent, one.session, one.state) == (os.getpid(), process.pid, "S")
+    assert (one.parent, one.session, one.ended) == (os.getpid(), process.pid, False)
     assert one.threads == other.num_threads()
     assert one.rss == pytest.approx(other.memory_info().rss, abs=MIB * (os.cpu_count() or 1))
     assert one.cpu == pytest.approx(sum(other.cpu_times()[:2]), abs=0.05)
@@ -278,6 +281,29 @@ def test_descriptors_are_counted(kp_python: Start) -> None:
     quiet = read_usage({"k": Root(kp_python(PLAIN).pid)}, set())["k"].fds
     process = kp_python("files = [open('/dev/null') for _ in range(50)]\n" + PLAIN)
     assert read_usage({"k": Root(process.pid)}, set())["k"].fds == quiet + 50
+
+
+def test_memory_is_read_again_only_where_something_was_done_or_after_a_minute(
+    kp_python: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(usage, "read_memory", lambda pids: (reads.extend(pids), read_memory(pids))[1])
+    process = kp_python("import sys\n" + PLAIN.replace("time.sleep(60)", "sys.stdin.read(1)\nx = bytearray(50 << 20)\n")
+                        + "print('ready', flush=True)\ntime.sleep(60)")  # fmt: skip
+    root = {"k": Root(process.pid)}
+    first = read_usage(root, set())
+    again = read_usage(root, set(), first)
+    assert (again["k"].private, reads) == (first["k"].private, [process.pid])
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"x")
+    process.stdin.close()
+    assert process.stdout.readline() == b"ready\n"
+    later = read_usage(root, set(), again)
+    assert (later["k"].private - again["k"].private > 50 * MIB, len(reads)) == (True, 2)
+    monkeypatch.setattr(usage, "REMEMBERED", 0.0)
+    read_usage(root, set(), later)
+    assert len(reads) == 3
 
 
 def test_what_has_ended_has_no_reading(kp_python: Start) -> None:
