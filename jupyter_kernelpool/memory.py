@@ -67,13 +67,14 @@ def _read_rollup(pid: int) -> Memory | None:
     sizes = {name: int(value.split()[0]) * KIB for name, _, value in (line.partition(b":") for line in lines)}
     if b"Rss" not in sizes:
         return None
-    own = sizes[b"Private_Dirty"]
+    dirty = sizes[b"Private_Dirty"]
+    split = sizes.get(b"Pss_Anon", dirty) + sizes.get(b"Pss_Shmem", 0)  # since Linux 5.4
     return Memory(
         rss=sizes[b"Rss"],
         pss=sizes[b"Pss"],
-        uss=own + sizes[b"Private_Clean"],
-        own=own,
-        split=sizes.get(b"Pss_Anon", own) + sizes.get(b"Pss_Shmem", 0),  # since Linux 5.4
+        uss=dirty + sizes[b"Private_Clean"],
+        own=min(dirty, split),  # files that were written a moment ago are dirty too
+        split=split,
         anonymous=sizes[b"Anonymous"],
     )
 

@@ -42,15 +42,21 @@ class Meter:
 
     # -- single kernels -----------------------------------------------------------------------------
 
-    async def look(self, kernel_ids: Collection[str], since: Reading | None = None) -> dict[str, Usage]:
-        """What those of *kernel_ids* use that have a process on this machine, and cores used since *since*."""
+    async def look(
+        self, kernel_ids: Collection[str], since: Reading | None = None, *, roughly: bool = False
+    ) -> dict[str, Usage]:
+        """What those of *kernel_ids* use that have a process on this machine, and cores used since *since*.
+
+        *roughly*: kernels that did nothing since the last look have the memory that they had then.
+        """
         roots = self.roots()
         self._seen = {kernel_id: usage for kernel_id, usage in self._seen.items() if kernel_id in self._manager}
         wanted = {kernel_id: roots[kernel_id] for kernel_id in kernel_ids if kernel_id in roots}
         if not wanted:
             return {}
         others = {root.pid for root in roots.values()}.union(self._ours())
-        readings = await asyncio.to_thread(read_usage, wanted, others)
+        known = {kernel_id: usage.reading for kernel_id, usage in self._seen.items()} if roughly else {}
+        readings = await asyncio.to_thread(read_usage, wanted, others, known)
         return {kernel_id: self._note(kernel_id, reading, since) for kernel_id, reading in readings.items()}
 
     async def measure(self, kernel_id: str) -> Usage | None:
@@ -86,7 +92,7 @@ class Meter:
     async def sample(self) -> None:
         """Tell Prometheus what all kernels use together; called by the keeper."""
         try:
-            tell_prometheus(await self.look(self._manager.list_kernel_ids()))
+            tell_prometheus(await self.look(self._manager.list_kernel_ids(), roughly=True))
         except Exception:
             log.exception("What the kernels use could not be read")
 

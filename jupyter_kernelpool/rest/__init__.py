@@ -7,7 +7,7 @@ from typing import Any
 
 def handlers() -> list[tuple[Any, ...]]:
     """Every route of ours, relative to the server's base URL, for the server's web application."""
-    from jupyter_kernelpool.rest import forks, health, kernels, pool, pools
+    from jupyter_kernelpool.rest import forks, health, kernels, pool, pools, usage
     from jupyter_kernelpool.rest.base import UNKNOWN
 
-    return [*pool.ROUTES, *pools.ROUTES, *kernels.ROUTES, *forks.ROUTES, *health.ROUTES, *UNKNOWN]
+    return [*pool.ROUTES, *pools.ROUTES, *kernels.ROUTES, *forks.ROUTES, *usage.ROUTES, *health.ROUTES, *UNKNOWN]

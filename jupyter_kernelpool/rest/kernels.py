@@ -14,6 +14,7 @@ from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_t
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.forks import lineage_model, undo_model
 from jupyter_kernelpool.rest.models import Model, breach_model, kernel_model
+from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
 
 
@@ -31,7 +32,8 @@ class KernelsHandler(KernelPoolHandler):
             for model in models
             if state in (None, model["state"]) and recipe in (None, model["recipe"])
         )
-        self.reply({"kernels": page, "next": following})
+        used = await usage_models(self.kernel_manager, self.settings, [model["id"] for model in page])
+        self.reply({"kernels": [{**model, "usage": used[model["id"]]} for model in page], "next": following})
 
 
 class KernelHandler(KernelPoolHandler):
@@ -43,7 +45,7 @@ class KernelHandler(KernelPoolHandler):
         kernel_id = self.pooling.forking.names.id_of(kernel) if self.pooling is not None else kernel
         if kernel_id not in self.kernel_manager.list_kernel_ids():
             raise NotFound(f"there is no kernel {kernel!r}", kernel=kernel)
-        self.reply(describe(self.kernel_manager, kernel_id))
+        await self._reply_kernel(kernel_id)
 
     @web.authenticated
     @authorized_to_execute
@@ -60,7 +62,12 @@ class KernelHandler(KernelPoolHandler):
             manager.forking.names.give(kernel_id, name)
         if steps is not None:
             manager.undo.change(kernel_id, steps)
-        self.reply(describe(manager, kernel_id))
+        await self._reply_kernel(kernel_id)
+
+    async def _reply_kernel(self, kernel_id: str) -> None:
+        model = describe(self.kernel_manager, kernel_id)
+        used = await usage_models(self.kernel_manager, self.settings, [kernel_id])
+        self.reply({**model, "usage": used[kernel_id]})
 
 
 def describe(manager: Any, kernel_id: str) -> Model:
