@@ -93,6 +93,25 @@ class Identity:
         return listener
 
     def _bind_tcp(self, port: int) -> tuple[socket.socket, int]:
+        """Listen on *port*; on a free one for 0, but none that a kernel has which is starting and not bound yet."""
+        in_use = LocalPortCache.instance().currently_used_ports
+        spoken_for: list[socket.socket] = []  # held meanwhile: else the system might offer them again
+        try:
+            while True:
+                listener = self._listen_tcp(port)
+                found = listener.getsockname()[1]
+                if port or found not in in_use:
+                    break
+                spoken_for.append(listener)
+        finally:
+            for other in spoken_for:
+                other.close()
+        if found not in in_use:
+            in_use.add(found)
+            self._entered_ports.append(found)
+        return listener, found
+
+    def _listen_tcp(self, port: int) -> socket.socket:
         ip = self._manager.ip
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -103,12 +122,7 @@ class Identity:
         except OSError:
             listener.close()
             raise
-        port = listener.getsockname()[1]
-        in_use = LocalPortCache.instance().currently_used_ports
-        if port not in in_use:
-            in_use.add(port)
-            self._entered_ports.append(port)
-        return listener, port
+        return listener
 
     def _bind_ipc(self, port: int) -> tuple[socket.socket, int]:
         base = self._manager.ip
