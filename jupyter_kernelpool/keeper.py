@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,7 +17,6 @@ import psutil
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import Action, Drain, Evict, Host, Launch, Load, Stage, Unload, View, plan
 from jupyter_kernelpool.errors import SupervisorGone
-from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
 
@@ -26,7 +26,21 @@ CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
 SUPERVISE_EVERY = 1.0
-SAMPLE_EVERY = 5.0
+
+
+@dataclass
+class Round:
+    """Something about the kernels in use that the keeper has done every *every* seconds, in the background.
+
+    It does not begin again before it has ended, nor while *needed* says that there is nothing to do.
+    """
+
+    name: str
+    every: float
+    go: Callable[[], Coroutine[Any, Any, None]]
+    needed: Callable[[], bool] = lambda: True
+    last: float = 0.0
+    task: asyncio.Task[None] | None = None
 
 
 class Keeper:
@@ -36,10 +50,8 @@ class Keeper:
         self,
         pool: KernelPool,
         foresee: Callable[[str], Awaitable[bool]] | None = None,
-        meter: Meter | None = None,
     ) -> None:
-        """*foresee* makes the recipe of a kernelspec's name; false when there is no such kernelspec. *meter* measures
-        the kernels in use."""
+        """*foresee* makes the recipe of a kernelspec's name; false when there is no such kernelspec."""
         self.pool = pool
         self.missing: dict[str, float] = {}  # kernelspecs to keep warm once they are there, and when to look
         self._foresee = foresee
@@ -48,9 +60,7 @@ class Keeper:
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
-        self._supervised = 0.0
-        self._meter = meter
-        self._sampled = 0.0
+        self.rounds = [Round("supervise", SUPERVISE_EVERY, self._supervise, self._is_unsupervised)]
 
     def start(self) -> None:
         """Begin, on the running event loop; a second call changes nothing."""
@@ -60,10 +70,11 @@ class Keeper:
     async def stop(self) -> None:
         """End the loop and whatever it started."""
         task, self._task = self._task, None
-        for running in [task, *self._jobs]:
+        tasks = [task, *self._jobs, *(each.task for each in self.rounds)]
+        for running in tasks:
             if running is not None:
                 running.cancel()
-        for running in [task, *self._jobs]:
+        for running in tasks:
             if running is not None:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await running
@@ -83,12 +94,7 @@ class Keeper:
         if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
             self._looked_at_host = now
             self._host = await asyncio.to_thread(self._look)
-        if self._meter is not None and self._meter.has_work and now - self._sampled > SAMPLE_EVERY:
-            self._sampled = now
-            self._begin(self._meter.sample())
-        if self.pool.supervision.lost and self.pool.active and now - self._supervised > SUPERVISE_EVERY:
-            self._supervised = now
-            self._begin(self._supervise())
+        self._begin_rounds(now)
         if self.pool.paused or not self.pool.active:
             return []
         self._follow_kernelspecs()
@@ -107,6 +113,22 @@ class Keeper:
             sum(1 for pool in self.pool.pools.values() if pool.launcher is not None and pool.launcher.pid)
         )
         return actions
+
+    def _is_unsupervised(self) -> bool:
+        return self.pool.supervision.lost and self.pool.active
+
+    def _begin_rounds(self, now: float) -> None:
+        for each in self.rounds:
+            resting = each.task is None or each.task.done()
+            if resting and now - each.last > each.every and each.needed():
+                each.last = now
+                each.task = asyncio.create_task(self._round(each), name=f"kernelpool-{each.name}")
+
+    async def _round(self, each: Round) -> None:
+        try:
+            await each.go()
+        except Exception:
+            self.log.exception("The keeper's round %r failed; it is done again", each.name)
 
     def _look(self) -> Host:
         """In a thread: reads /proc, cgroups, and the times of the paths that recipes depend on."""

@@ -29,7 +29,7 @@ from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable, PoolExhau
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
-from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper
+from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper, Round
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.owners import Owners, is_anonymous, read_quota
@@ -44,6 +44,7 @@ from jupyter_kernelpool.wishes import Wishes
 RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
 SERVING_TIMEOUT = 0.1
+SAMPLE_EVERY = 5.0
 REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable)  # starts that are not wanted, or can't be as they were
 
 
@@ -113,7 +114,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.pool = KernelPool(parent=self, log=self.log)
         self.pool.admission._running = lambda: len(self._kernels)
         self.meter = Meter(self, lambda: self.pool.supervision.pids)
-        self.keeper = Keeper(self.pool, self._foresee, self.meter)
+        self.keeper = Keeper(self.pool, self._foresee)
+        self.keeper.rounds.append(Round("sample", SAMPLE_EVERY, self.meter.sample, lambda: self.meter.has_work))
         self.edge = Edge()
         self.events = Events()
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)

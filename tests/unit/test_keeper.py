@@ -11,7 +11,7 @@ from jupyter_kernelpool import pool as pool_module
 from jupyter_kernelpool import recipe_pool as recipe_pool_module
 from jupyter_kernelpool.decisions import Drain, Host, Launch, Load, Stage
 from jupyter_kernelpool.errors import LaunchFailed, SupervisorGone
-from jupyter_kernelpool.keeper import Keeper, look_at_host
+from jupyter_kernelpool.keeper import Keeper, Round, look_at_host
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.testing import FakeLauncher, FakeSupervision, Outcome, Script, fake_identity, fake_request
 
@@ -242,3 +242,37 @@ def test_host_is_looked_at():
     host = look_at_host()
     assert host.available_memory > 0
     assert 0.0 <= host.busy <= 1.0
+
+
+async def test_round_that_fails_is_done_again_and_disturbs_nothing(kp_keeper, kp_clock, caplog):
+    gone = []
+
+    async def go():
+        gone.append(kp_clock.now)
+        raise RuntimeError("no luck")
+
+    kp_keeper.rounds.append(Round("luck", 5.0, go))
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    for _ in range(4):
+        await turned(kp_keeper)
+        await asyncio.sleep(0)
+        kp_clock.now += 3
+    assert len(gone) == 2
+    assert "luck" in caplog.text
+    assert len(recipe.warm) == 2
+
+
+async def test_round_that_hangs_is_not_begun_again_nor_waited_for(kp_keeper, kp_clock):
+    gone = []
+
+    async def go():
+        gone.append(kp_clock.now)
+        await asyncio.Event().wait()
+
+    kp_keeper.rounds.append(Round("slow", 1.0, go))
+    for _ in range(5):
+        await turned(kp_keeper)
+        await asyncio.sleep(0)
+        kp_clock.now += 3
+    assert len(gone) == 1
+    await kp_keeper.stop()

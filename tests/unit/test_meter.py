@@ -13,7 +13,8 @@ from jupyter_kernelpool import keeper as keeper_module
 from jupyter_kernelpool import meter as meter_module
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.gpu import GpuMemory
-from jupyter_kernelpool.keeper import SAMPLE_EVERY, Keeper
+from jupyter_kernelpool.keeper import Keeper, Round
+from jupyter_kernelpool.manager import SAMPLE_EVERY
 from jupyter_kernelpool.meter import MOMENT, STALE, Meter, find_root
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.usage import Reading, Root
@@ -187,11 +188,14 @@ async def test_the_keeper_samples_at_its_own_pace_and_only_where_there_are_kerne
         async def sample(self) -> None:
             sampled.append(clock.now)
 
-    keeper = Keeper(KernelPool(enabled=False), meter=Counting(FakeManager()))
+    keeper = Keeper(KernelPool(enabled=False))
+    meter = Counting(FakeManager())
+    keeper.rounds.append(Round("sample", SAMPLE_EVERY, meter.sample, lambda: meter.has_work))
     while clock.now < 1200:
         await keeper.turn()
-        for job in list(keeper._jobs):
-            await job
+        for each in keeper.rounds:
+            if each.task is not None:
+                await each.task
         clock.now += 1.0
     assert len(sampled) == pytest.approx(100 / SAMPLE_EVERY, abs=4)
     assert max(sampled) < 1100
