@@ -13,6 +13,7 @@ from jupyter_kernelpool.errors import Loosens, NotValid
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", re.IGNORECASE)
 BYTES = ("memory", "output")
+OF_EXECUTIONS = ("execution_timeout", "output")  # what a single one may limit for itself
 COUNTS = ("processes", "open_files")
 LEAST_OPEN_FILES = 128  # a kernel has some sixty for itself, and ends when it can't accept a client
 
@@ -53,6 +54,21 @@ class Allowance:
                     asked=value,
                 )
         return self.changed(changes)
+
+    def for_execution(self, asked: Any) -> tuple[Allowance, list[str]]:
+        """This one as one execution has it that asked for the limits *asked*: those that tighten are heeded.
+
+        And for each that is not, a sentence that says why.
+        """
+        allowance, refusals = self, []
+        for name, value in asked.items() if isinstance(asked, Mapping) else [("limits", asked)]:
+            try:
+                if name not in OF_EXECUTIONS:
+                    raise NotValid(f"an execution may limit {' and '.join(OF_EXECUTIONS)}, not {name}")
+                allowance = allowance.tightened(read_limits({name: value}))
+            except (NotValid, Loosens) as error:
+                refusals.append(f"Limit not heeded: {error}.")
+        return allowance, refusals
 
     def as_model(self) -> dict[str, float | None]:
         """For JSON: null where there is no limit."""
@@ -118,7 +134,8 @@ def human(name: str, value: float) -> str:
 class Breach:
     """A limit that was crossed: what was *allowed*, what was *seen* (the most), and when (seconds since the epoch).
 
-    *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system) or `truncated`.
+    *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system), `truncated` or
+    `reported` (nothing could be done).
     """
 
     limit: str
@@ -126,6 +143,11 @@ class Breach:
     seen: float
     at: float
     outcome: str
+
+    @property
+    def state_lost(self) -> bool:
+        """Whether variables were lost: all, or where it was `restored` what came after the checkpoint."""
+        return self.outcome in ("killed", "restarted", "restored")
 
     def __str__(self) -> str:
         allowed, seen = human(self.limit, self.allowed), human(self.limit, self.seen)

@@ -5,6 +5,7 @@ the kernel itself says. Core code speaks to them through here and knows nothing 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from jupyter_kernelpool.ledger import Ledger
@@ -22,6 +23,9 @@ class Connection(Protocol):
     def declare_dead(self) -> None:
         """Say that the kernel is dead, as jupyter_server does when restarts failed."""
 
+    def declare_restarting(self) -> None:
+        """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""
+
 
 class Edge:
     """Ledgers and connections by kernel id."""
@@ -29,11 +33,18 @@ class Edge:
     def __init__(self) -> None:
         self._connections: dict[str, list[Connection]] = {}
         self._ledgers: dict[str, Ledger] = {}
+        self.on_ledger: list[Callable[[str, Ledger], None]] = []  # whoever listens to every kernel's
+        self.requested: dict[str, dict[str, Any]] = {}  # limits in the metadata of execute requests, by kernel and id
         self.unread: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # said while no client was there
 
     def ledger(self, kernel_id: str) -> Ledger:
         """What runs in the kernel; made when it is first asked for."""
-        return self._ledgers.setdefault(kernel_id, Ledger())
+        if kernel_id not in self._ledgers:
+            ledger = self._ledgers[kernel_id] = Ledger()
+            ledger.on_end.append(lambda execution: self._forget_request(kernel_id, execution.msg_id))
+            for listener in self.on_ledger:
+                listener(kernel_id, ledger)
+        return self._ledgers[kernel_id]
 
     def enter(self, kernel_id: str, connection: Connection) -> None:
         """A client is connected: it gets what was said while nobody was."""
@@ -48,9 +59,20 @@ class Edge:
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone."""
+        self.clear(kernel_id)
         self._connections.pop(kernel_id, None)
         self._ledgers.pop(kernel_id, None)
         self.unread.pop(kernel_id, None)
+
+    def clear(self, kernel_id: str) -> None:
+        """The kernel's process is gone or replaced: nothing of what it was asked runs any more."""
+        self.requested.pop(kernel_id, None)
+        if kernel_id in self._ledgers:
+            self._ledgers[kernel_id].clear()
+
+    def request(self, kernel_id: str, msg_id: str, limits: Any) -> None:
+        """*limits* were asked for in the metadata of an execute request; whoever holds them reads `requested`."""
+        self.requested.setdefault(kernel_id, {})[msg_id] = limits
 
     def connections(self, kernel_id: str) -> list[Connection]:
         """Who is connected now."""
@@ -73,9 +95,17 @@ class Edge:
         """The process is gone: every execution that a client waits for ends with that error."""
         for connection in self.connections(kernel_id):
             connection.give_up(ename, evalue)
-        self.ledger(kernel_id).clear()
+        self.clear(kernel_id)
 
     def declare_dead(self, kernel_id: str) -> None:
         """Tell every client that the kernel is dead."""
         for connection in self.connections(kernel_id):
             connection.declare_dead()
+
+    def declare_restarting(self, kernel_id: str) -> None:
+        """Tell every client that the server restarts the kernel."""
+        for connection in self.connections(kernel_id):
+            connection.declare_restarting()
+
+    def _forget_request(self, kernel_id: str, msg_id: str) -> None:
+        self.requested.get(kernel_id, {}).pop(msg_id, None)

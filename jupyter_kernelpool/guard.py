@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance, Breach, human
@@ -35,6 +35,7 @@ class Guard:
         self.edge = edge
         self.events = events
         self.breaches: dict[str, Breach] = {}  # the last one of each kernel
+        self.on_change: list[Callable[[str], None]] = []  # told the id of a kernel whose limits change
         self._manager = manager
         self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
         self._subjects: dict[str, Subject] = {}
@@ -95,6 +96,8 @@ class Guard:
         if subject is not None:
             await self._hold(subject, changed)
         self._own[kernel_id] = changed
+        for listener in self.on_change:
+            listener(kernel_id)
         return changed
 
     # -- the lives of kernels -----------------------------------------------------------------------
@@ -231,10 +234,10 @@ class Guard:
                 self.edge.say(kernel_id, text)
                 self.events.emit("warned", kernel_id, now=breach.at, reason=text, **_facts(breach))
             case Note():
-                self._note(kernel_id, Breach(limit, allowed, seen, breach.at, "refused"))
+                self.note(kernel_id, Breach(limit, allowed, seen, breach.at, "refused"))
                 self.edge.say(kernel_id, f"{breach}; the operating system refuses more.")
             case Interrupt():
-                self._note(kernel_id, breach)
+                self.note(kernel_id, breach)
                 self.edge.say(
                     kernel_id, f"{breach}. Interrupted; the kernel is ended if that does not help within "
                     f"{self.limits.grace:g} s.",
@@ -243,12 +246,12 @@ class Guard:
             case Kill():
                 await self._kill(kernel_id, Breach(limit, allowed, seen, breach.at, "killed"))
 
-    def _note(self, kernel_id: str, breach: Breach) -> None:
+    def note(self, kernel_id: str, breach: Breach) -> None:
+        """The kernel crossed a limit: remember, log and publish it."""
         self.breaches[kernel_id] = breach
         log.warning("Kernel %s: %s; %s", kernel_id, breach, breach.outcome)
-        self.events.emit(
-            "breached", kernel_id, now=breach.at, reason=str(breach), outcome=breach.outcome, **_facts(breach)
-        )
+        outcome = {"outcome": breach.outcome, "state_lost": breach.state_lost}
+        self.events.emit("breached", kernel_id, now=breach.at, reason=str(breach), **outcome, **_facts(breach))
 
     def _throttled(self, kernel_id: str, used: float, allowed: float) -> None:
         standing = self._standing(kernel_id, "cpu")
@@ -268,6 +271,14 @@ class Guard:
         await self._end(subject)
         await self._ended(kernel_id, breach)
 
+    async def end_for(self, kernel_id: str, breach: Breach) -> None:
+        """End the kernel's processes for *breach*; nobody but the caller is to start the next one."""
+        kernel = self._manager.get_kernel(kernel_id)
+        kernel.stays_dead_for = breach  # before it ends
+        subject = self._subjects.pop(kernel_id, None)
+        if subject is not None:
+            await self._end(subject)
+
     async def _end(self, subject: Subject) -> None:
         for enforcer in self.enforcers:
             await asyncio.to_thread(enforcer.end, subject)
@@ -282,7 +293,7 @@ class Guard:
         kernel.reason = str(breach)
         kernel.execution_state = "dead"
         self._subjects.pop(kernel_id, None)
-        self._note(kernel_id, breach)
+        self.note(kernel_id, breach)
         self.edge.say(kernel_id, f"{breach}. The kernel was ended; its variables are lost.")
         self.edge.give_up(kernel_id, "KernelKilled", str(breach))
         if self.limits.on_breach in ("restart", "restore"):

@@ -13,13 +13,17 @@ from typing import Any
 
 @dataclass
 class Execution:
-    """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes."""
+    """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
+
+    *lost*: it did not end; its process did.
+    """
 
     header: dict[str, Any]
     began: float
     waited: float = 0.0
     waits_since: float | None = None
     output: int = 0
+    lost: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 
     @property
@@ -39,13 +43,15 @@ class Execution:
 
 
 class Ledger:
-    """The executions of one kernel. Whoever wants to know appends to `on_begin`, `on_end` and `on_output`."""
+    """The executions of one kernel. Whoever wants to know appends to `on_begin`, `on_end`, `on_output`, `on_pause`."""
 
     def __init__(self) -> None:
         self.executions: dict[str, Execution] = {}  # by msg_id, oldest first
         self.on_begin: list[Callable[[Execution], None]] = []
         self.on_end: list[Callable[[Execution], None]] = []
         self.on_output: list[Callable[[Execution, str, int], None]] = []  # with the message's type and size
+        self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
+        self._asked_early: dict[str, float] = {}  # questions for input that overtook the busy of their execution
 
     @property
     def running(self) -> Execution | None:
@@ -64,12 +70,10 @@ class Ledger:
         execution = self.executions.get(msg_id)
         if kind == "status" and state == "busy":
             if execution is None:
-                execution = self.executions[msg_id] = Execution(parent, now)
-                _tell(self.on_begin, execution)
+                self._begin(Execution(parent, now, waits_since=self._asked_early.pop(msg_id, None)))
         elif kind == "status" and state == "idle":
             if execution is not None:
-                del self.executions[msg_id]
-                _tell(self.on_end, execution)
+                self.end(execution)
         elif execution is not None:
             execution.output += size
             for listener in list(self.on_output):
@@ -78,21 +82,40 @@ class Ledger:
     def waits(self, msg_id: str, now: float) -> None:
         """The execution asks its client for input."""
         execution = self.executions.get(msg_id)
-        if execution is not None and execution.waits_since is None:
+        if execution is None:
+            self._asked_early[msg_id] = now  # heard over another socket than the status
+        elif execution.waits_since is None:
             execution.waits_since = now
+            _tell(self.on_pause, execution)
 
     def goes_on(self, now: float) -> None:
-        """Input came, for whichever execution waits."""
-        for execution in self.executions.values():
+        """Input came, or an interrupt, for whichever execution waits."""
+        self._asked_early.clear()
+        for execution in list(self.executions.values()):
             if execution.waits_since is not None:
                 execution.waited += now - execution.waits_since
                 execution.waits_since = None
+                _tell(self.on_pause, execution)
+
+    def end(self, execution: Execution) -> None:
+        """The execution has ended."""
+        if self.executions.pop(execution.msg_id, None) is not None:
+            _tell(self.on_end, execution)
 
     def clear(self) -> None:
         """The process is gone or replaced: whatever ran runs no more."""
+        self._asked_early.clear()
         ended, self.executions = list(self.executions.values()), {}
         for execution in ended:
+            execution.lost = True
             _tell(self.on_end, execution)
+
+    def _begin(self, execution: Execution) -> None:
+        former = self.running
+        if execution.subshell is None and former is not None:
+            self.end(former)  # a shell runs one at a time: what told of its end was lost, as after much output
+        self.executions[execution.msg_id] = execution
+        _tell(self.on_begin, execution)
 
 
 def _tell(listeners: list[Callable[[Execution], None]], execution: Execution) -> None:

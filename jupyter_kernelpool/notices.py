@@ -20,13 +20,19 @@ from jupyter_kernelpool.edge import Edge
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
-def read_incoming(subprotocol: Any, message: Any) -> tuple[str | None, dict[str, Any]]:
-    """Channel and header of what a client sent over its websocket."""
+def read_incoming(subprotocol: Any, message: Any) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """Channel, header and metadata of what a client sent over its websocket."""
     if subprotocol == V1:
         channel, parts = deserialize_msg_from_ws_v1(message)
-        return channel, json.loads(bytes(parts[0]))
+        return channel, json.loads(bytes(parts[0])), json.loads(bytes(parts[2]))
     read = deserialize_binary_message(message) if isinstance(message, bytes) else json.loads(message)
-    return read.get("channel", "shell"), read.get("header", {})
+    return read.get("channel", "shell"), read.get("header", {}), read.get("metadata", {})
+
+
+def read_requested_limits(metadata: Any) -> Any:
+    """The limits that an execute request asks for itself, unchecked: `kernelpool.limits` of its metadata, or None."""
+    own = metadata.get("kernelpool") if isinstance(metadata, dict) else None
+    return own.get("limits") if isinstance(own, dict) else None
 
 
 class Notices:
@@ -85,11 +91,14 @@ class Notices:
     def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
         """End every execution that this client waits for with that error; the headers of those."""
         awaited, self._awaited = list(self._awaited.values()), {}
-        for place, header in enumerate(awaited):
+        for header in awaited:
             error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
-            if place == 0:  # the one that ran; the others never did
+            ran = self.edge is not None and self.edge.ledger(self.kernel_id).find(header["msg_id"]) is not None
+            if ran:
                 self.publish("iopub", "error", error, header)
-            status = "error" if place == 0 else "aborted"
+            else:
+                self.say(f"Not run. {evalue}", header)
+            status = "error" if ran else "aborted"
             self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
             self.publish("iopub", "status", {"execution_state": "idle"}, header)
         return awaited
@@ -97,6 +106,10 @@ class Notices:
     def declare_dead(self) -> None:
         """Say that the kernel is dead, as jupyter_server does when restarts failed."""
         self.publish("iopub", "status", {"execution_state": "dead"}, {})
+
+    def declare_restarting(self) -> None:
+        """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""
+        self.publish("iopub", "status", {"execution_state": "restarting"}, {})
 
     def publish(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         """Send the client a message in the kernel's name, as the answer to *parent*."""
@@ -107,10 +120,13 @@ class Notices:
             else:
                 self.write_message(json.dumps({**message, "channel": channel}, default=str))
 
-    def _note_incoming(self, channel: str | None, header: dict[str, Any]) -> None:
+    def _note_incoming(self, channel: str | None, header: dict[str, Any], metadata: dict[str, Any]) -> None:
         assert self.edge is not None
         if channel == "shell" and header.get("msg_type") == "execute_request":
             self._awaited[header["msg_id"]] = header
+            limits = read_requested_limits(metadata)
+            if limits is not None:
+                self.edge.request(self.kernel_id, header["msg_id"], limits)
         elif channel == "stdin":
             self.edge.ledger(self.kernel_id).goes_on(time.monotonic())
 

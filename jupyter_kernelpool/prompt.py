@@ -85,7 +85,9 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     async def _async_pre_start_kernel(self, **kw: Any) -> Any:
         if self.provisioner is None and self.pool is not None and self.pool.active:
             self._put_provisioner(kw)
-        return await super()._async_pre_start_kernel(**kw)
+        prepared = await super()._async_pre_start_kernel(**kw)
+        self.kernel_starts()
+        return prepared
 
     pre_start_kernel: Any = _async_pre_start_kernel
 
@@ -189,6 +191,9 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner.temporary = getattr(self, "temporary", False)
         provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
+
+    def kernel_starts(self) -> None:
+        """Its first process, or the next one, is about to start: the former one runs no more."""
 
     def kernel_serves(self, process: Process) -> None:
         """*process*, the first or the next one behind this kernel, answers whoever connects."""
