@@ -24,6 +24,7 @@ from traitlets import Instance, TraitError, Type, default
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.clock import Clock
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable, PoolExhausted, QuotaExceeded, SupervisorGone
 from jupyter_kernelpool.events import Events
@@ -79,9 +80,19 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             return await self.parent.guard.explain_end(self.kernel_id)
         return self.stays_dead_for is not None
 
+    def kernel_starts(self) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.edge.clear(self.kernel_id)
+
+    async def interrupt_kernel(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """As stock; a cell that waited for input does so no more."""
+        await super().interrupt_kernel(*args, **kwargs)
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.edge.ledger(self.kernel_id).goes_on(time.monotonic())
+
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
-            self.parent.edge.ledger(self.kernel_id).clear()
+            self.parent.edge.clear(self.kernel_id)
             self.parent.undo.serves(self.kernel_id, process)
             self.parent.wishes.serves(self.kernel_id, process)
 
@@ -121,6 +132,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
         self.owners = Owners(self.pool.ownership, read_quota(self.pool.owner_quota)[0])
         self._refuse_anonymous_owners()
+        self.clock = Clock(self, self.guard, self.edge, self.events)
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
@@ -181,6 +193,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self.forking.close()
             await self.keeper.stop()
             await self.pool.close()
+        await self.clock.close()
         await self.guard.close()
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
@@ -309,7 +322,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         checkpoints = self.forking.checkpoints_of(kernel_id) if restore else []
         for checkpoint in reversed(checkpoints):
             try:
-                await self.forking.restore(kernel_id, checkpoint.id)
+                await self.forking.revive(kernel_id, checkpoint.id)
             except KernelPoolError as error:
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue

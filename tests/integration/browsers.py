@@ -16,13 +16,23 @@ from .conftest import TOKEN, Server
 PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 
-def pack(channel: str, kind: str, content: dict[str, Any], session: str) -> bytes:
-    """A message as JupyterLab sends it: offsets, channel and the four parts, little-endian, in one frame."""
+def pack(
+    channel: str,
+    kind: str,
+    content: dict[str, Any],
+    session: str,
+    more: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
+    """A message as JupyterLab sends it: offsets, channel and the four parts, little-endian, in one frame.
+
+    *more* goes into its header.
+    """
     header = {
         "msg_id": f"{time.monotonic_ns():x}", "username": "", "session": session, "date": "2024-01-01T00:00:00Z",
-        "msg_type": kind, "version": "5.4",
+        "msg_type": kind, "version": "5.4", **(more or {}),
     }  # fmt: skip
-    parts = [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content))]
+    parts = [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, metadata or {}, content))]
     offsets = [8 * (2 + len(parts))]
     for part in parts:
         offsets.append(offsets[-1] + len(part))
@@ -43,11 +53,24 @@ class Browser:
     def __init__(self, socket: ClientConnection, session: str) -> None:
         self.socket = socket
         self.session = session
+        self.header: dict[str, Any] = {}  # what the headers of its requests have besides
+        self.metadata: dict[str, Any] = {}
 
     def send(self, kind: str, content: dict[str, Any], channel: str = "shell") -> str:
-        frame = pack(channel, kind, content, self.session)
+        frame = pack(channel, kind, content, self.session, self.header, self.metadata)
         self.socket.send(frame)
         return str(unpack(frame)["header"]["msg_id"])
+
+    def receive(self, timeout: float = 30) -> dict[str, Any]:
+        """The next message."""
+        frame = self.socket.recv(timeout=timeout)
+        assert isinstance(frame, bytes), "a binary frame"
+        return unpack(frame)
+
+    def until_asked(self) -> None:
+        """Wait until the kernel asks for input."""
+        while self.receive()["channel"] != "stdin":
+            pass
 
     def until_idle(self, request: str, timeout: float = 30) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of the reply to *request*, and what was published for it."""
@@ -55,9 +78,7 @@ class Browser:
         published = []
         idle = False
         while reply is None or not idle:
-            frame = self.socket.recv(timeout=timeout)
-            assert isinstance(frame, bytes), "a binary frame"
-            message = unpack(frame)
+            message = self.receive(timeout)
             if message["parent_header"].get("msg_id") != request:
                 continue
             if message["channel"] == "iopub":

@@ -55,7 +55,12 @@ def test_what_is_remembered_is_bounded():
 
 @pytest.mark.parametrize(
     "kind, facts",
-    [("warned", LIMIT), ("throttled", LIMIT), ("breached", {**LIMIT, "outcome": "killed", "state_lost": True}), ("dead", {})],
+    [
+        ("warned", LIMIT),
+        ("throttled", LIMIT),
+        ("breached", {**LIMIT, "outcome": "killed", "state_lost": True}),
+        ("dead", {}),
+    ],
 )
 def test_event_is_published_on_jupyters_logger_and_fits_the_schema(kind, facts):
     stream, logger = io.StringIO(), EventLogger()
