@@ -219,9 +219,11 @@ class Forking:
     async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
         """Let the kernel become what the checkpoint or kernel *source*, a relative of it, is; its clients stay.
 
-        Raises `Busy` while a cell runs, `NotRelated`, `NotFound`, `CannotFork`; the kernel is as it was then.
+        So does a kernel that is dead, or that had to start cold after its crash. Raises `Busy` while a cell runs,
+        `NotRelated`, `NotFound`, `CannotFork`, `WrongState` while it starts; the kernel is as it was then.
         """
-        process = self.process_of(kernel_id)
+        kernel = self.replaceable(kernel_id)
+        process = kernel.pooled.process
         own = None
         if source in self.checkpoints:
             checkpoint = self.checkpoints[source]
@@ -236,17 +238,16 @@ class Forking:
             prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
         if not self.lineage.related(kernel_id, source):
             raise NotRelated(f"{source!r} does not descend from the same kernel as {kernel_id!r}", source=source)
-        kernel = self._manager.get_kernel(kernel_id)
         if kernel_id in self._changing:
             raise WrongState("the kernel is being restored already", reason="restoring")
         self._changing.add(kernel_id)
         try:
-            await self._until_at_rest(kernel, process)
+            await self.until_at_rest(kernel_id)
             self.copies.hold(kernel_id, self.copies.of(source))
             successor = await prepare()
             if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
                 successor.inherited = own.inherited
-            if kernel.pooled is None or kernel.pooled.claimed is not process:
+            if kernel.pooled is None or kernel.pooled.process is not process:
                 successor.discard("the kernel changed meanwhile")
                 raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
             await kernel.replace_process(successor)
@@ -295,6 +296,20 @@ class Forking:
         owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
         return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
 
+    def replaceable(self, kernel_id: str) -> Any:
+        """The manager of a kernel in which another process may take the place of the present one; else raises why not.
+
+        The present one may also have ended, or have been started cold after that: the kernel gets its state back then.
+        """
+        if kernel_id not in self._manager:
+            raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
+        kernel = self._manager.get_kernel(kernel_id)
+        provisioner = getattr(kernel, "pooled", None)
+        has_relatives = self.lineage.find(kernel_id) is not None
+        if provisioner is None or not (provisioner.lost_its_state and has_relatives):
+            self.process_of(kernel_id)
+        return kernel
+
     def _families(self) -> list[Family]:
         """What there is for the bound on memory to look at."""
         kept: dict[str, list[Kept]] = {}
@@ -313,14 +328,15 @@ class Forking:
         if key in self.checkpoints:
             self.drop(key)
 
-    async def _until_at_rest(self, kernel: Any, process: Process) -> None:
+    async def until_at_rest(self, kernel_id: str, timeout: float = REST_TIMEOUT) -> None:
         """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
-        may reach the server a moment after the reply has reached the client."""
-        if not await process.check(REST_TIMEOUT):
-            raise Busy("a cell is running; interrupt it first, or wait")
+        may reach the server a moment after the reply has reached the client. A dead kernel runs nothing."""
+        kernel = self._manager.get_kernel(kernel_id)
+        process = kernel.pooled.claimed
+        answers = process is None or await process.check(timeout)
         deadline = time.monotonic() + REST_TIMEOUT
-        while kernel.execution_state == "busy":
-            if time.monotonic() > deadline:
+        while not kernel.pooled.has_ended and not (answers and kernel.execution_state != "busy"):
+            if not answers or time.monotonic() > deadline:
                 raise Busy("a cell is running; interrupt it first, or wait")
             await asyncio.sleep(REST_TIMEOUT / 20)
 

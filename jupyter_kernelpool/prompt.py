@@ -149,14 +149,36 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     async def replace_process(self, successor: Process) -> None:
         """Let *successor*, a fork, become this kernel, under the same id, ports and key; clients stay.
 
-        No restart: the restarter must not see the moment without a process. When it fails, it starts a fresh one.
+        No restart: the restarter must not see the moment without a process. When it fails, the kernel is dead, and
+        the restarter starts a fresh one, unless the kernel had been left dead before.
         """
         assert self.pooled is not None
+        server_manager: Any = self
+        watched, was_dead = self._is_watched(), self.pooled.has_ended
+        state = getattr(self, "execution_state", "")
         self.stop_restarter()
+        if was_dead:
+            server_manager.execution_state = "starting"  # it may have died while it was busy
+            self._end_what_ran()
         try:
             await self.pooled.replace(successor)
-        finally:
-            self.start_restarter()
+        except BaseException:
+            if was_dead:
+                server_manager.execution_state = state
+            if watched:
+                self.start_restarter()
+            raise
+        server_manager.reason = ""
+        self.start_restarter()
+
+    def _is_watched(self) -> bool:
+        """Whether the kernel would be restarted if it ended."""
+        return self._restarter is not None and self._restarter._pcallback is not None
+
+    def _end_what_ran(self) -> None:
+        """Tell the front ends that what ran in the dead process gets no answer any more."""
+        if self._restarter is not None:
+            self._restarter._fire_callbacks("restart")
 
     def cleanup_ipc_files(self) -> None:
         """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""
