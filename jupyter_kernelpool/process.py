@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
+
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import (
     Busy,
@@ -217,6 +219,15 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def kill_what_is_left(self) -> None:
+        """End what outlived the process in its group, as stock does at a restart: commands, a pool's workers.
+
+        Its number is given to another process only once the group is empty, so if there is one, nothing is left.
+        """
+        if not self.alive and self.pid and not psutil.pid_exists(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

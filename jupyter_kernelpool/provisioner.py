@@ -222,6 +222,7 @@ class PoolProvisioner(LocalProvisioner):
             if former.record.state not in (State.STOPPING, State.DEAD):
                 former.record.move(State.STOPPING, why="replaced", now=time.time())
             former.kill()  # its threads run no more; the successor need not wait until its memory is given back
+            former.kill_what_is_left()
             return
         # Stock started it, and it binds the ports itself.
         if former.poll() is None:

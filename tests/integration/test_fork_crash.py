@@ -10,10 +10,11 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from .conftest import Server, eventually
+from .conftest import Server, eventually, gone
 from .test_clients import Browser, browser, execution
 from .test_forking import API, checkpoint, fork, pid_of, post
 from .test_transports import reconnected
@@ -179,3 +180,18 @@ def test_dead_kernel_without_relatives_stays_dead_and_says_so(server: Server, ke
     stranger = server.start_kernel()
     refused: Any = post(server, f"/kernels/{kernel}/restore", {"kernel": stranger}, 409)
     assert (refused["code"], refused["reason"]) == ("wrong_state", "dead")
+
+
+@pytest.mark.parametrize("after", ["left dead"], indirect=True)
+def test_what_the_dead_process_left_ends_when_another_takes_its_place(server: Server, kernel: str, after: str) -> None:
+    """A command, and a pool's workers, which a checkpoint keeps from seeing the end of their parent."""
+    server.run(kernel, "import multiprocessing as m, subprocess; pool = m.get_context('fork').Pool(2)")
+    kept = checkpoint(server, kernel)
+    code = "command = subprocess.Popen(['sleep', '600']); print(command.pid, *[p.pid for p in pool._pool])"
+    left = [psutil.Process(int(pid)) for pid in server.run(kernel, code).split()]
+    with browser(server, kernel) as tab:
+        run_out_of_memory(server, kernel, tab, after)
+        assert not any(gone([one]) for one in left)
+        post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
+        eventually(lambda: gone(left), "they ended")
+        assert tab.execute("'command' in globals()") == "False"

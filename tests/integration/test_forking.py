@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import Server, eventually
+from .conftest import PATIENCE, Server, eventually
 from .test_clients import browser
 from .test_transports import reconnected
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.integration
 API = "/kernelpool/v1"
 
 
-def post(server: Server, path: str, body: Any = None, expect: int = 201) -> Any:
-    status, model = server.call(API + path, "POST", body)
+def post(server: Server, path: str, body: Any = None, expect: int = 201, timeout: float = PATIENCE) -> Any:
+    status, model = server.call(API + path, "POST", body, timeout)
     assert status == expect, model
     return model
 
@@ -133,6 +134,32 @@ def test_what_can_not_be_forked_says_why(kp_server: Server, kernel: str, kp_star
     assert (status, refused["code"], refused["reason"]) == (501, "cannot_fork", "not_pooled")
     told = cold.call(f"{API}/kernels/{stock}")[1]["capabilities"]["fork"]
     assert told == {"available": False, "why": refused["message"]}
+
+
+@pytest.mark.parametrize("pooled, reason", [(True, "unforkable"), (False, "not_pooled")])
+def test_kernel_of_another_language_is_not_forked_and_says_why(kp_start: Any, pooled: bool, reason: str) -> None:
+    settings = {"other": {"launcher": "whole", "warm": 1 if pooled else 0}}
+    server = kp_start(f"--KernelPool.recipes={settings!r}")
+    place = server.folder / "data" / "kernels" / "other"
+    place.mkdir(parents=True)
+    argv = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (place / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Other", "language": "other"}))
+    if pooled:
+        server.wait_warm(1, "other")
+    kernel = server.start_session("notebook.ipynb", name="other")["kernel"]["id"]
+    told = server.call(f"{API}/kernels/{kernel}")[1]
+    assert told["way"] == ("whole" if pooled else "cold")
+    before = server.call("/api/kernels")[1]
+    for path, body in (("fork", {}), ("checkpoints", {}), ("undo", {})):
+        refused = post(server, f"/kernels/{kernel}/{path}", body, 409 if path == "undo" else 501)
+        if path != "undo":
+            assert (refused["code"], refused["reason"]) == ("cannot_fork", reason)
+            assert told["capabilities"]["fork"] == {"available": False, "why": refused["message"]}
+    server.wait_warm(1)
+    other = checkpoint(server, server.start_kernel())
+    assert post(server, f"/kernels/{kernel}/restore", {"checkpoint": other}, 501)["reason"] == reason
+    assert {each["id"] for each in before} < {each["id"] for each in server.call("/api/kernels")[1]}
+    assert server.run(kernel, "print(6 * 7)") == "42", "it is as it was"
 
 
 @pytest.mark.parametrize(
