@@ -32,6 +32,7 @@ from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4
+SERVING_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Forking:
         `TooLarge` and `CopyFailed` when nothing came of it at all, or with *atomic* when one of them failed: no
         kernel is left then, as after a cancellation.
         """
-        process = self.process_of(kernel_id)
+        process = await self._serving_process_of(kernel_id)
         supervision = self.supervision
         origin = self._origin(kernel_id)
         began = time.monotonic()
@@ -171,7 +172,7 @@ class Forking:
 
         Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
         """
-        process = self.process_of(kernel_id)
+        process = await self._serving_process_of(kernel_id)
         surplus = self.refuse_checkpoint(kernel_id, name)
         parked = await Parked.take(process, self.supervision, timeout=timeout)
         for other in surplus:
@@ -222,6 +223,7 @@ class Forking:
         So does a kernel that is dead, or that had to start cold after its crash. Raises `Busy` while a cell runs,
         `NotRelated`, `NotFound`, `CannotFork`, `WrongState` while it starts; the kernel is as it was then.
         """
+        await self.until_serving(kernel_id)
         kernel = self.replaceable(kernel_id)
         process = kernel.pooled.process
         own = None
@@ -233,7 +235,7 @@ class Forking:
             source = self.find_kernel(source)
             if source == kernel_id:
                 raise WrongState("a kernel can't be restored from itself", reason="same_kernel")
-            other = self.process_of(source)
+            other = await self._serving_process_of(source)
             supervision = self.supervision
             prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
         if not self.lineage.related(kernel_id, source):
@@ -295,6 +297,19 @@ class Forking:
         kernel, manager = self._manager.get_kernel(kernel_id), self._manager
         owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
         return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
+
+    async def until_serving(self, kernel_id: str) -> None:
+        """Wait until a process that was given to the kernel serves: Jupyter answers some milliseconds before, as when
+        it was restarted."""
+        kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
+        provisioner = getattr(kernel, "pooled", None)
+        process: Process | None = provisioner.claimed if provisioner is not None else None
+        if process is not None and process.alive:
+            await asyncio.wait([process.serving], timeout=SERVING_TIMEOUT)
+
+    async def _serving_process_of(self, kernel_id: str) -> Process:
+        await self.until_serving(kernel_id)
+        return self.process_of(kernel_id)
 
     def replaceable(self, kernel_id: str) -> Any:
         """The manager of a kernel in which another process may take the place of the present one; else raises why not.

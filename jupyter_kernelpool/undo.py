@@ -92,6 +92,7 @@ class Undo:
         a cell runs, and as `Forking.restore`; the kernel is as it was then.
         """
         self.refuse_off(kernel_id)
+        await self._forking.until_serving(kernel_id)
         self._forking.replaceable(kernel_id)
         await self._forking.until_at_rest(kernel_id, 1.0)  # after it, each cell that ended has been told
         self.refuse_too_far(kernel_id, steps)

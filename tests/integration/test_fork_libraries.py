@@ -5,6 +5,7 @@ What is in `WORKS` works in the fork; what is in `NAMED` does not, and the fork'
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,12 @@ def test_duckdb_connections_are_closed_in_a_fork_wherever_they_are(kp_kernel: Ke
         assert kernel.run("print(pending.fetchall())") == "[(0,), (1,), (2,)]"
         assert kernel.run("print(hidden[1].execute(ask).fetchall())") == "[(3, 499999500000)]"
         assert kernel.run("while hidden: hidden.pop().close()\nprint(duckdb.sql('select 7').fetchall())") == "[(7,)]"
+
+
+def test_duckdb_database_in_a_file_is_named_and_one_in_memory_is_not(kp_kernel: Kernel, tmp_path: Path) -> None:
+    kp_kernel.run(f"import duckdb; kept, m = duckdb.connect({str(tmp_path / 'file.db')!r}), duckdb.connect()")
+    (entry,) = kp_kernel.park().facts["manifest"]["warnings"]
+    assert (entry["kind"], entry["what"], bool(entry["hint"])) == ("database", "kept", True)
 
 
 @pytest.mark.parametrize("code, part, kind, words", NAMED.values(), ids=NAMED.keys())

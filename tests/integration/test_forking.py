@@ -136,6 +136,33 @@ def test_what_can_not_be_forked_says_why(kp_server: Server, kernel: str, kp_star
     assert told == {"available": False, "why": refused["message"]}
 
 
+@pytest.mark.parametrize(
+    "code, reason, undone",
+    [
+        ("import os; stock, os.fork = os.fork, lambda: stock()", "debugger", "os.fork = stock"),
+        (
+            "import sys; hazards = sys.modules['_jupyter_kernelpool.hazards']\n"
+            "stock, hazards.cuda_is_initialised = hazards.cuda_is_initialised, lambda _: True",
+            "cuda",
+            "hazards.cuda_is_initialised = stock",
+        ),
+    ],
+    ids=["debugger", "cuda"],
+)
+def test_what_does_not_survive_a_fork_is_a_reason_to_refuse(
+    kp_server: Server, kernel: str, code: str, reason: str, undone: str
+) -> None:
+    """A replaced `os.fork` is how an attached debugger shows; no GPU is needed to say that CUDA is in use."""
+    client = kp_server.client(kernel)
+    kp_server.run(client, f"x = 1\n{code}")
+    for path in ("fork", "checkpoints"):
+        refused = post(kp_server, f"/kernels/{kernel}/{path}", {}, 501)
+        assert (refused["code"], refused["reason"]) == ("cannot_fork", reason)
+    assert [each["id"] for each in kp_server.call("/api/kernels")[1]] == [kernel]
+    kp_server.run(client, undone)
+    assert kp_server.run(fork(kp_server, kernel)[0], "print(x)") == "1"
+
+
 @pytest.mark.parametrize("pooled, reason", [(True, "unforkable"), (False, "not_pooled")])
 def test_kernel_of_another_language_is_not_forked_and_says_why(kp_start: Any, pooled: bool, reason: str) -> None:
     settings = {"other": {"launcher": "whole", "warm": 1 if pooled else 0}}
@@ -254,6 +281,30 @@ def test_checkpoints_are_listed_forked_and_dropped(kp_server: Server, kernel: st
     assert kp_server.call(f"{API}/checkpoints/{kept}")[0] == 404
     assert kp_server.run(forked, "print(x)") == "then"
     assert kp_server.run(kernel, "print(x)") == "now"
+
+
+def test_checkpoint_uses_no_processor_and_outlives_a_restart(kp_server: Server, kernel: str) -> None:
+    kp_server.run(kernel, "x = 'then'")
+    kept = checkpoint(kp_server, kernel)
+    (parked,) = [process for process in kp_server.ours() if process.pid not in pids_but_parked(kp_server)]
+    before = parked.cpu_times()
+    time.sleep(1)
+    assert parked.cpu_times() == before
+    assert parked.num_threads() == 1
+    assert parked.net_connections() == []
+    kp_server.wait_warm(1)
+    assert kp_server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    post(kp_server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
+    assert kp_server.run(kernel, "print(x)") == "then"
+    assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: not alive(parked), "it ends with its kernel")
+    assert kp_server.call(f"{API}/checkpoints/{kept}")[0] == 404
+
+
+def pids_but_parked(server: Server) -> set[int]:
+    """Those of the supervisor, the template, the kernels and the warm ones, which have threads."""
+    known = {server.supervisor().pid, server.template()}
+    return known | {process.pid for process in server.ours() if process.num_threads() > 1}
 
 
 def test_the_oldest_without_a_name_makes_room(kp_start: Any) -> None:

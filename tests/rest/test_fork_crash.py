@@ -126,6 +126,47 @@ async def test_restore_that_fails_half_way_leaves_a_kernel_that_can_be_restored(
     assert await value(kernel) == "'kept'"
 
 
+@pytest.mark.parametrize("route", ["fork", "checkpoints", "restore", "undo"])
+async def test_what_is_asked_for_right_behind_a_restart_is_done(
+    kernel: Any, kp_call: Any, kp_fetch: Any, jp_serverapp: Any, route: str
+) -> None:
+    """Jupyter answers when the next process has the id, which serves some milliseconds later."""
+    kept = (await kp_call("POST", f"/kernels/{kernel.kernel_id}/checkpoints")).model["id"]
+    if route == "undo":
+        assert (await kp_call("PATCH", f"/kernels/{kernel.kernel_id}", {"undo_steps": 3})).code == 200
+    expected = 200 if route in ("restore", "undo") else 201
+    for _ in range(5):
+        await jp_serverapp.kernel_manager.pool.warmed()
+        assert (await kp_fetch("POST", f"/api/kernels/{kernel.kernel_id}/restart", body="")).code == 200
+        body = {"checkpoint": kept} if route == "restore" else {}
+        reply = await kp_call("POST", f"/kernels/{kernel.kernel_id}/{route}", body)
+        assert reply.code == expected, reply.model
+    assert await value(kernel) == ("'kept'" if expected == 200 else "NameError")
+
+
+async def test_fork_that_fails_half_way_is_no_empty_kernel(
+    kernel: Any, kp_call: Any, jp_serverapp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = jp_serverapp.kernel_manager
+    forks = []
+
+    async def fail(process: Any, *_: Any) -> None:
+        forks.append(process)
+        raise LaunchFailed("it ended before it became a kernel", reason="gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.pool, "hand_over", fail)
+        for body in ({"name": "lost"}, {"name": "lost", "count": 2}):
+            refused = await kp_call("POST", f"/kernels/{kernel.kernel_id}/fork", body)
+            assert (refused.code, refused.model["code"]) == (502, "start_failed")
+    assert len(forks) == 3
+    for process in forks:
+        await asyncio.wait_for(asyncio.shield(process.exited), 20)
+    assert manager.list_kernel_ids() == [kernel.kernel_id]
+    assert (await kp_call("POST", f"/kernels/{kernel.kernel_id}/fork", {"name": "lost"})).code == 201
+    assert await value(kernel) == "'kept'"
+
+
 async def test_restart_that_comes_between_wins_over_the_restore(
     kernel: Any, kp_call: Any, kp_fetch: Any, jp_serverapp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
