@@ -28,6 +28,7 @@ NATIVE_POOLS = {
     "rayon": "Libraries written in Rust may hang; use them in the parent, or restart the kernel.",
     "tokio": "Connections of libraries written in Rust are dead; open them again.",
     "grpc": "gRPC channels are dead; open them again.",
+    "PTThreadPool": "torch.jit.fork in a scripted function hangs; the rest of torch works.",
 }
 
 

@@ -64,6 +64,7 @@ def test_second_generation_says_no_more_than_the_first(kp_kernel: Kernel) -> Non
         (NATIVE.format("rayon-0"), "lost", "native_threads", "1 threads of rayon"),
         (NATIVE.format("tokio-runtime-w"), "lost", "native_threads", "1 threads of tokio"),
         (NATIVE.format("grpc_global_tim"), "lost", "native_threads", "1 threads of grpc"),
+        (NATIVE.format("PTThreadPool"), "lost", "native_threads", "1 threads of PTThreadPool"),
     ],
 )  # fmt: skip
 def test_manifest_names(kp_kernel: Kernel, code: str, part: str, kind: str, words: str, tmp_path: Path) -> None:
