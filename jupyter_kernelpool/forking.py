@@ -7,9 +7,10 @@ parked process; a restore swaps the process behind a kernel id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -244,15 +245,20 @@ class Forking:
             raise WrongState("the kernel is being restored already", reason="restoring")
         self._changing.add(kernel_id)
         try:
-            await self.until_at_rest(kernel_id)
-            self.copies.hold(kernel_id, self.copies.of(source))
-            successor = await prepare()
-            if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
-                successor.inherited = own.inherited
-            if kernel.pooled is None or kernel.pooled.process is not process:
-                successor.discard("the kernel changed meanwhile")
-                raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
-            await kernel.replace_process(successor)
+            with taking_no_cells(process):
+                await self.until_at_rest(kernel)
+                self.copies.hold(kernel_id, self.copies.of(source))
+                successor = await prepare()
+                if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
+                    successor.inherited = own.inherited
+                try:
+                    await self.until_at_rest(kernel)  # a cell may have been on its way, or come from elsewhere
+                    if kernel.pooled is None or kernel.pooled.process is not process:
+                        raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
+                except BaseException:
+                    successor.discard("the kernel is not to be replaced")
+                    raise
+                await kernel.replace_process(successor)
         finally:
             self._changing.discard(kernel_id)
 
@@ -343,14 +349,13 @@ class Forking:
         if key in self.checkpoints:
             self.drop(key)
 
-    async def until_at_rest(self, kernel_id: str, timeout: float = REST_TIMEOUT) -> None:
+    async def until_at_rest(self, kernel: Any, timeout: float = REST_TIMEOUT) -> None:
         """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
-        may reach the server a moment after the reply has reached the client. A dead kernel runs nothing."""
-        kernel = self._manager.get_kernel(kernel_id)
-        process = kernel.pooled.claimed
-        answers = process is None or await process.check(timeout)
+        may reach the server a moment after the reply has reached the client. A dead process runs nothing."""
+        process = kernel.pooled.process if kernel.pooled is not None else None
+        answers = not isinstance(process, Process) or await process.check(timeout)
         deadline = time.monotonic() + REST_TIMEOUT
-        while not kernel.pooled.has_ended and not (answers and kernel.execution_state != "busy"):
+        while process is not None and process.poll() is None and not (answers and kernel.execution_state != "busy"):
             if not answers or time.monotonic() > deadline:
                 raise Busy("a cell is running; interrupt it first, or wait")
             await asyncio.sleep(REST_TIMEOUT / 20)
@@ -358,6 +363,19 @@ class Forking:
     def _enter_kernel(self, kernel_id: str) -> None:
         if self.lineage.find(kernel_id) is None:
             self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.names.of(kernel_id)))
+
+
+@contextlib.contextmanager
+def taking_no_cells(process: Any) -> Iterator[None]:
+    """Have the websockets hold what is to run in *process*, which is about to be replaced; a wish did so already."""
+    if not isinstance(process, Process) or not process.stays.is_set():
+        yield
+        return
+    process.stays.clear()
+    try:
+        yield
+    finally:
+        process.stays.set()
 
 
 def surroundings(kernel: Any) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             return await self.parent.guard.explain_end(self.kernel_id)
         return self.stays_dead_for is not None
 
+    def what_ran_is_lost(self) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.edge.give_up(self.kernel_id, "KernelDied", "The kernel died while this ran; it was put back.")
+
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.edge.ledger(self.kernel_id).clear()

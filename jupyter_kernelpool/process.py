@@ -62,7 +62,7 @@ class Process:
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
         self.kernel_info: dict[str, Any] | None = None
-        self.stays = asyncio.Event()  # not set: it asked to be replaced, and is when its cell has ended
+        self.stays = asyncio.Event()  # not set: it is about to be replaced, and takes no more cells
         self.stays.set()
         self.inherited = 0  # bytes of memory that it began with, and shares with what it was forked from
         self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."

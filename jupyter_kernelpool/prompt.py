@@ -159,7 +159,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         self.stop_restarter()
         if was_dead:
             server_manager.execution_state = "starting"  # it may have died while it was busy
-            self._end_what_ran()
+            self.what_ran_is_lost()
         try:
             await self.pooled.replace(successor)
         except BaseException:
@@ -168,17 +168,14 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
             if watched:
                 self.start_restarter()
             raise
-        server_manager.reason = ""
         self.start_restarter()
 
     def _is_watched(self) -> bool:
         """Whether the kernel would be restarted if it ended."""
         return self._restarter is not None and self._restarter._pcallback is not None
 
-    def _end_what_ran(self) -> None:
-        """Tell the front ends that what ran in the dead process gets no answer any more."""
-        if self._restarter is not None:
-            self._restarter._fire_callbacks("restart")
+    def what_ran_is_lost(self) -> None:
+        """The process is dead, and another takes its place: what ran in it gets no answer any more."""
 
     def cleanup_ipc_files(self) -> None:
         """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""

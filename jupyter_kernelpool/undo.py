@@ -93,8 +93,8 @@ class Undo:
         """
         self.refuse_off(kernel_id)
         await self._forking.until_serving(kernel_id)
-        self._forking.replaceable(kernel_id)
-        await self._forking.until_at_rest(kernel_id, 1.0)  # after it, each cell that ended has been told
+        kernel = self._forking.replaceable(kernel_id)
+        await self._forking.until_at_rest(kernel, 1.0)  # after it, each cell that ended has been told
         self.refuse_too_far(kernel_id, steps)
         states, position = self.states_of(kernel_id), self.available(kernel_id) - steps
         state = states[position]

@@ -235,6 +235,31 @@ def test_restore_puts_the_kernel_back_for_the_clients_it_has(kp_server: Server, 
             assert tab.execute("print(x)") == "10"
 
 
+def test_cells_that_are_sent_while_it_is_restored_are_all_answered(kp_server: Server, kernel: str) -> None:
+    kp_server.run(kernel, "x = 'kept'")
+    kept = checkpoint(kp_server, kernel)
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def restore_again_and_again() -> None:
+        while not ended.is_set():
+            answers.append(kp_server.call(f"{API}/kernels/{kernel}/restore", "POST", {"checkpoint": kept})[0])
+            time.sleep(0.05)
+
+    restoring = threading.Thread(target=restore_again_and_again)
+    with browser(kp_server, kernel) as tab:
+        restoring.start()
+        try:
+            number = 0
+            while answers.count(200) < 10:
+                number += 1
+                assert tab.execute(f"print(x, {number})") == f"kept {number}"
+        finally:
+            ended.set()
+            restoring.join()
+    assert set(answers) <= {200, 409}
+
+
 def test_the_best_of_three_forks_is_taken_back(kp_server: Server, kernel: str) -> None:
     kp_server.run(kernel, "x = 1")
     forks = fork(kp_server, kernel, count=3)

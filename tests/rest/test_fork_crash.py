@@ -70,9 +70,11 @@ async def die(kernel: Any) -> None:
     kernel.execution_state, kernel.reason = "busy", "it used too much memory"
 
 
-async def test_kernel_that_was_left_dead_comes_back_and_its_front_ends_are_told(kernel: Any, kp_call: Any) -> None:
+async def test_kernel_that_was_left_dead_comes_back_and_its_front_ends_are_told(
+    kernel: Any, kp_call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
-    kernel.add_restart_callback(lambda: told.append(kernel.execution_state))
+    monkeypatch.setattr(kernel.parent.edge, "give_up", lambda _, name, text: told.append(name))
     kept = (await kp_call("POST", f"/kernels/{kernel.kernel_id}/checkpoints")).model["id"]
     await die(kernel)
     dead = (await kp_call("GET", f"/kernels/{kernel.kernel_id}")).model
@@ -80,10 +82,10 @@ async def test_kernel_that_was_left_dead_comes_back_and_its_front_ends_are_told(
     reply = await kp_call("POST", f"/kernels/{kernel.kernel_id}/restore", {"checkpoint": kept})
     assert (reply.code, reply.model["execution_state"]) == (200, "idle")
     assert "reason" not in reply.model
-    assert told == ["starting"], "what the front ends were waiting for has gone"
+    assert told == ["KernelDied"], "what the front ends were waiting for has gone"
     assert await value(kernel) == "'kept'"
     await kp_call("POST", f"/kernels/{kernel.kernel_id}/restore", {"checkpoint": kept})
-    assert told == ["starting"], "a living kernel's front ends notice nothing"
+    assert told == ["KernelDied"], "a living kernel's front ends notice nothing"
 
     pid = kernel.pooled.pid
     os.kill(pid, signal.SIGKILL)
