@@ -52,24 +52,25 @@ def scale(server: Server, **settings: int) -> None:
     assert server.call(f"{API}/pools/python3", "PATCH", settings)[0] == 200
 
 
-def run_out_of_memory(server: Server, kernel: str, tab: Browser, after: str) -> None:
-    """The system kills the kernel in the middle of a cell."""
+def run_out_of_memory(server: Server, kernel: str, tab: Browser, after: str) -> str:
+    """The system kills the kernel in the middle of a cell; the id of its request."""
     pid = pid_of(server, kernel)
     if after == "restarted":
         server.wait_warm(1)
     if after == "restarted cold":
         scale(server, warm=0, max=0)
-    tab.send("execute_request", execution("x = 'lost'\nwhile True: pass"))
+    request = tab.send("execute_request", execution("x = 'lost'\nwhile True: pass"))
     eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "it runs")
     os.kill(pid, signal.SIGKILL)
     if after == "left dead":
         eventually(lambda: server.call(f"{API}/kernels/{kernel}")[1]["state"] == "dead", "its end is known")
-        return
+        return request
     eventually(lambda: pid_of(server, kernel) not in (pid, 0), "it is restarted")
     eventually(lambda: hears(tab), "the notebook hears it")
     assert tab.execute("x") == "NameError"
     way = server.call(f"{API}/kernels/{kernel}")[1]["way"]
     assert way == ("cold" if after == "restarted cold" else "template")
+    return request
 
 
 def hears(tab: Browser) -> bool:
@@ -195,3 +196,14 @@ def test_what_the_dead_process_left_ends_when_another_takes_its_place(server: Se
         post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
         eventually(lambda: gone(left), "they ended")
         assert tab.execute("'command' in globals()") == "False"
+
+
+@pytest.mark.parametrize("after", ["left dead"], indirect=True)
+def test_cell_that_ran_in_the_dead_process_ends_with_an_error(server: Server, kernel: str, after: str) -> None:
+    kept = checkpoint(server, kernel)
+    with browser(server, kernel) as tab:
+        request = run_out_of_memory(server, kernel, tab, after)
+        post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
+        reply, _ = tab.until_idle(request)
+        assert (reply["status"], reply["ename"]) == ("error", "KernelDied")
+        assert tab.execute("print('at work')") == "at work"
