@@ -207,3 +207,27 @@ def test_cell_that_ran_in_the_dead_process_ends_with_an_error(server: Server, ke
         reply, _ = tab.until_idle(request)
         assert (reply["status"], reply["ename"]) == ("error", "KernelDied")
         assert tab.execute("print('at work')") == "at work"
+
+
+@pytest.mark.parametrize("on_breach", ["kill", "restore"])
+def test_kernel_that_was_ended_for_a_limit_has_its_last_checkpoint(
+    kp_start: Callable[..., Server], on_breach: str
+) -> None:
+    server = kp_start("--KernelLimits.memory=400M", f"--KernelLimits.on_breach={on_breach}")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    client = server.client(kernel)
+    with browser(server, kernel) as tab:
+        tab.execute("x = 'kept'")
+        kept = checkpoint(server, kernel)
+        pid = pid_of(server, kernel)
+        tab.send("execute_request", execution("x = bytearray(b'1') * 900_000_000\nwhile True: pass"))
+        if on_breach == "kill":
+            eventually(lambda: server.call(f"/api/kernels/{kernel}")[1].get("reason"), "it is ended, and says why")
+            assert server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "dead"
+            restored = post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
+            assert (restored["execution_state"], "reason" in restored) == ("idle", False)
+        else:
+            eventually(lambda: pid_of(server, kernel) not in (pid, 0), "it is restored by itself")
+            eventually(lambda: hears(tab), "the notebook hears it")
+        carries_on(server, kernel, tab, client, "kept")
