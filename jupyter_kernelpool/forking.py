@@ -7,9 +7,10 @@ parked process; a restore swaps the process behind a kernel id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4
+SERVING_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Forking:
         `TooLarge` and `CopyFailed` when nothing came of it at all, or with *atomic* when one of them failed: no
         kernel is left then, as after a cancellation.
         """
-        process = self.process_of(kernel_id)
+        process = await self._serving_process_of(kernel_id)
         supervision = self.supervision
         origin = self._origin(kernel_id)
         began = time.monotonic()
@@ -171,7 +173,7 @@ class Forking:
 
         Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
         """
-        process = self.process_of(kernel_id)
+        process = await self._serving_process_of(kernel_id)
         surplus = self.refuse_checkpoint(kernel_id, name)
         parked = await Parked.take(process, self.supervision, timeout=timeout)
         for other in surplus:
@@ -219,9 +221,12 @@ class Forking:
     async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
         """Let the kernel become what the checkpoint or kernel *source*, a relative of it, is; its clients stay.
 
-        Raises `Busy` while a cell runs, `NotRelated`, `NotFound`, `CannotFork`; the kernel is as it was then.
+        So does a kernel that is dead, or that had to start cold after its crash. Raises `Busy` while a cell runs,
+        `NotRelated`, `NotFound`, `CannotFork`, `WrongState` while it starts; the kernel is as it was then.
         """
-        process = self.process_of(kernel_id)
+        await self.until_serving(kernel_id)
+        kernel = self.replaceable(kernel_id)
+        process = kernel.pooled.process
         own = None
         if source in self.checkpoints:
             checkpoint = self.checkpoints[source]
@@ -231,25 +236,29 @@ class Forking:
             source = self.find_kernel(source)
             if source == kernel_id:
                 raise WrongState("a kernel can't be restored from itself", reason="same_kernel")
-            other = self.process_of(source)
+            other = await self._serving_process_of(source)
             supervision = self.supervision
             prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
         if not self.lineage.related(kernel_id, source):
             raise NotRelated(f"{source!r} does not descend from the same kernel as {kernel_id!r}", source=source)
-        kernel = self._manager.get_kernel(kernel_id)
         if kernel_id in self._changing:
             raise WrongState("the kernel is being restored already", reason="restoring")
         self._changing.add(kernel_id)
         try:
-            await self._until_at_rest(kernel, process)
-            self.copies.hold(kernel_id, self.copies.of(source))
-            successor = await prepare()
-            if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
-                successor.inherited = own.inherited
-            if kernel.pooled is None or kernel.pooled.claimed is not process:
-                successor.discard("the kernel changed meanwhile")
-                raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
-            await kernel.replace_process(successor)
+            with taking_no_cells(process):
+                await self.until_at_rest(kernel)
+                self.copies.hold(kernel_id, self.copies.of(source))
+                successor = await prepare()
+                if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
+                    successor.inherited = own.inherited
+                try:
+                    await self.until_at_rest(kernel)  # a cell may have been on its way, or come from elsewhere
+                    if kernel.pooled is None or kernel.pooled.process is not process:
+                        raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
+                except BaseException:
+                    successor.discard("the kernel is not to be replaced")
+                    raise
+                await kernel.replace_process(successor)
         finally:
             self._changing.discard(kernel_id)
 
@@ -319,6 +328,33 @@ class Forking:
         owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
         return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
 
+    async def until_serving(self, kernel_id: str) -> None:
+        """Wait until a process that was given to the kernel serves: Jupyter answers some milliseconds before, as when
+        it was restarted."""
+        kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
+        provisioner = getattr(kernel, "pooled", None)
+        process: Process | None = provisioner.claimed if provisioner is not None else None
+        if process is not None and process.alive:
+            await asyncio.wait([process.serving], timeout=SERVING_TIMEOUT)
+
+    async def _serving_process_of(self, kernel_id: str) -> Process:
+        await self.until_serving(kernel_id)
+        return self.process_of(kernel_id)
+
+    def replaceable(self, kernel_id: str) -> Any:
+        """The manager of a kernel in which another process may take the place of the present one; else raises why not.
+
+        The present one may also have ended, or have been started cold after that: the kernel gets its state back then.
+        """
+        if kernel_id not in self._manager:
+            raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
+        kernel = self._manager.get_kernel(kernel_id)
+        provisioner = getattr(kernel, "pooled", None)
+        has_relatives = self.lineage.find(kernel_id) is not None
+        if provisioner is None or not (provisioner.lost_its_state and has_relatives):
+            self.process_of(kernel_id)
+        return kernel
+
     def _families(self) -> list[Family]:
         """What there is for the bound on memory to look at."""
         kept: dict[str, list[Kept]] = {}
@@ -337,20 +373,33 @@ class Forking:
         if key in self.checkpoints:
             self.drop(key)
 
-    async def _until_at_rest(self, kernel: Any, process: Process) -> None:
+    async def until_at_rest(self, kernel: Any, timeout: float = REST_TIMEOUT) -> None:
         """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
-        may reach the server a moment after the reply has reached the client."""
-        if not await process.check(REST_TIMEOUT):
-            raise Busy("a cell is running; interrupt it first, or wait")
+        may reach the server a moment after the reply has reached the client. A dead process runs nothing."""
+        process = kernel.pooled.process if kernel.pooled is not None else None
+        answers = not isinstance(process, Process) or await process.check(timeout)
         deadline = time.monotonic() + REST_TIMEOUT
-        while kernel.execution_state == "busy":
-            if time.monotonic() > deadline:
+        while process is not None and process.poll() is None and not (answers and kernel.execution_state != "busy"):
+            if not answers or time.monotonic() > deadline:
                 raise Busy("a cell is running; interrupt it first, or wait")
             await asyncio.sleep(REST_TIMEOUT / 20)
 
     def _enter_kernel(self, kernel_id: str) -> None:
         if self.lineage.find(kernel_id) is None:
             self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.names.of(kernel_id)))
+
+
+@contextlib.contextmanager
+def taking_no_cells(process: Any) -> Iterator[None]:
+    """Have the websockets hold what is to run in *process*, which is about to be replaced; a wish did so already."""
+    if not isinstance(process, Process) or not process.stays.is_set():
+        yield
+        return
+    process.stays.clear()
+    try:
+        yield
+    finally:
+        process.stays.set()
 
 
 def surroundings(kernel: Any) -> dict[str, Any]:

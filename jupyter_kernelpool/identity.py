@@ -17,7 +17,9 @@ from typing import Any
 from jupyter_client.connect import LocalPortCache
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-BACKLOG = 128
+# As much as the system allows: where a kernel is dead and not restarted, each client's socket leaves one more
+# connection here every 30 s (ZeroMQ's handshake timeout), and one that finds no room comes back a minute later.
+BACKLOG = 4096
 
 
 class Identity:

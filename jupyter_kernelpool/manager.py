@@ -90,6 +90,10 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.edge.ledger(self.kernel_id).goes_on(time.monotonic())
 
+    def what_ran_is_lost(self) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.edge.give_up(self.kernel_id, "KernelDied", "The kernel died while this ran; it was put back.")
+
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.edge.clear(self.kernel_id)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
+
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import (
     Busy,
@@ -60,7 +62,7 @@ class Process:
         self._channel = Channel(ours, self._heard, self._silent) if ours is not None else None
         self.connection: dict[str, Any] | None = None
         self.kernel_info: dict[str, Any] | None = None
-        self.stays = asyncio.Event()  # not set: it asked to be replaced, and is when its cell has ended
+        self.stays = asyncio.Event()  # not set: it is about to be replaced, and takes no more cells
         self.stays.set()
         self.inherited = 0  # bytes of memory that it began with, and shares with what it was forked from
         self.unforkable: str | None = "This kernel has no private socket to be asked to fork by."
@@ -217,6 +219,15 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def kill_what_is_left(self) -> None:
+        """End what outlived the process in its group, as stock does at a restart: commands, a pool's workers.
+
+        Its number is given to another process only once the group is empty, so if there is one, nothing is left.
+        """
+        if not self.alive and self.pid and not psutil.pid_exists(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

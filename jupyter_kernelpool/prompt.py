@@ -151,14 +151,33 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     async def replace_process(self, successor: Process) -> None:
         """Let *successor*, a fork, become this kernel, under the same id, ports and key; clients stay.
 
-        No restart: the restarter must not see the moment without a process. When it fails, it starts a fresh one.
+        No restart: the restarter must not see the moment without a process. When it fails, the kernel is dead, and
+        the restarter starts a fresh one, unless the kernel had been left dead before.
         """
         assert self.pooled is not None
+        server_manager: Any = self
+        watched, was_dead = self._is_watched(), self.pooled.has_ended
+        state = getattr(self, "execution_state", "")
         self.stop_restarter()
+        if was_dead:
+            server_manager.execution_state = "starting"  # it may have died while it was busy
+            self.what_ran_is_lost()
         try:
             await self.pooled.replace(successor)
-        finally:
-            self.start_restarter()
+        except BaseException:
+            if was_dead:
+                server_manager.execution_state = state
+            if watched:
+                self.start_restarter()
+            raise
+        self.start_restarter()
+
+    def _is_watched(self) -> bool:
+        """Whether the kernel would be restarted if it ended."""
+        return self._restarter is not None and self._restarter._pcallback is not None
+
+    def what_ran_is_lost(self) -> None:
+        """The process is dead, and another takes its place: what ran in it gets no answer any more."""
 
     def cleanup_ipc_files(self) -> None:
         """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -191,24 +192,45 @@ class PoolProvisioner(LocalProvisioner):
         return origin
 
     async def replace(self, successor: Process) -> None:
-        """Let *successor*, a fork, serve the id in the place of its process, which is killed; returns once it serves.
+        """Let *successor*, a fork, serve the id in the place of its process, which is killed if it lives; returns once
+        it serves.
 
-        Called from `PromptKernelManager.replace_process`. Raises `LaunchFailed`; no process serves the id then.
+        Called from `PromptKernelManager.replace_process`. Raises `LaunchFailed`; the id then has a dead process.
         """
         began = time.monotonic()
-        former = self.claimed
+        former = self.process
         assert former is not None
         assert self._asked is not None
-        self.process = None  # the websocket holds what comes meanwhile
-        if former.record.state not in (State.STOPPING, State.DEAD):
-            former.record.move(State.STOPPING, why="replaced", now=time.time())
-        former.kill()  # its threads run no more; the successor need not wait until its memory is given back
-        await self.pool.hand_over(successor, self._asked, self._adoption(self.connection_info, []))
+        try:
+            await self._make_way()
+            await self.pool.hand_over(successor, self._asked, self._adoption(self.connection_info, []))
+        except BaseException:
+            self.process = former
+            successor.discard("it could not take the place of another")
+            raise
         self._take_over(successor, self.cwd)
         await self._limit(successor.pid)
         successor.serving.add_done_callback(lambda done: self._serving(done, successor, began))
         await asyncio.shield(successor.serving)
-        await asyncio.shield(former.exited)
+        if isinstance(former, Process):
+            await asyncio.shield(former.exited)
+
+    async def _make_way(self) -> None:
+        """End the process, if it lives, and have the listeners: the websocket holds what comes from here on."""
+        former, self.process = self.process, None
+        if isinstance(former, Process):
+            if former.record.state not in (State.STOPPING, State.DEAD):
+                former.record.move(State.STOPPING, why="replaced", now=time.time())
+            former.kill()  # its threads run no more; the successor need not wait until its memory is given back
+            former.kill_what_is_left()
+            return
+        # Stock started it, and it binds the ports itself.
+        if former.poll() is None:
+            os.killpg(former.pid, signal.SIGKILL)
+            await asyncio.to_thread(former.wait)
+        self._note_end(former.poll())
+        if not self.identity.bind():
+            raise LaunchFailed("the kernel's ports could not be bound again", reason="no_listeners")
 
     async def _limit(self, pid: int | None) -> None:
         """Hold the process to its limits, before its user has it; one that can't be held is ended."""
@@ -326,6 +348,18 @@ class PoolProvisioner(LocalProvisioner):
     def claimed(self) -> Process | None:
         """The pool's process behind this kernel, or None if it runs as stock started it."""
         return self.process if isinstance(self.process, Process) else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process behind this kernel has ended, and no other one is being started."""
+        return self.process is not None and self.process.poll() is not None
+
+    @property
+    def lost_its_state(self) -> bool:
+        """Whether the process has ended, or stock started it after one of the pool's; a fork may take its place."""
+        if self.process is None or self._asked is None:
+            return False
+        return self.claimed is None or (self.has_ended and self.identity.bound)
 
     def let_go(self, timeout: float) -> None:
         """At a restart: the predecessor no longer holds the listeners; see it off in the background."""

@@ -1,7 +1,8 @@
 """Undo: where it is on, the state after each cell of a kernel is kept, and can be gone back to.
 
 The newest automatic checkpoint of a kernel is its present state, the one before it that before the last cell.
-A restart, a crash and a restore give one more: they can be undone like a cell.
+A restart, a crash and a restore give one more: they can be undone like a cell. A dead kernel has no present state,
+so that the newest one is what it was before its end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import socket
 
 from jupyter_kernelpool.checkpoints.parked import Parked
-from jupyter_kernelpool.errors import Busy, CannotFork, KernelPoolError, WrongState
+from jupyter_kernelpool.errors import CannotFork, KernelPoolError, WrongState
 from jupyter_kernelpool.forking import Checkpoint, Forking
 from jupyter_kernelpool.process import Process
 
@@ -44,7 +45,9 @@ class Undo:
 
     def available(self, kernel_id: str) -> int:
         """How many cells can be undone now."""
-        return max(0, len(self.states_of(kernel_id)) - (kernel_id not in self._not_kept))
+        process = self._process_of.get(kernel_id)
+        present_is_kept = kernel_id not in self._not_kept and process is not None and process.alive
+        return max(0, len(self.states_of(kernel_id)) - present_is_kept)
 
     def why_not(self, kernel_id: str) -> str | None:
         """Why the last cell could not be kept, or None; also where undo is on for a kernel that can't be forked."""
@@ -89,9 +92,9 @@ class Undo:
         a cell runs, and as `Forking.restore`; the kernel is as it was then.
         """
         self.refuse_off(kernel_id)
-        process = self._forking.process_of(kernel_id)
-        if not await process.check(1.0):  # after it, each cell that ended has been told
-            raise Busy("a cell is running; interrupt it first, or wait")
+        await self._forking.until_serving(kernel_id)
+        kernel = self._forking.replaceable(kernel_id)
+        await self._forking.until_at_rest(kernel, 1.0)  # after it, each cell that ended has been told
         self.refuse_too_far(kernel_id, steps)
         states, position = self.states_of(kernel_id), self.available(kernel_id) - steps
         state = states[position]

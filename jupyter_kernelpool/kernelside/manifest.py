@@ -28,6 +28,7 @@ NATIVE_POOLS = {
     "rayon": "Libraries written in Rust may hang; use them in the parent, or restart the kernel.",
     "tokio": "Connections of libraries written in Rust are dead; open them again.",
     "grpc": "gRPC channels are dead; open them again.",
+    "PTThreadPool": "torch.jit.fork in a scripted function hangs; the rest of torch works.",
 }
 
 
@@ -83,7 +84,9 @@ class Manifest:
             if fd < FIRST_OF_USER:
                 continue
             if stat.S_ISSOCK(facts.st_mode):
-                self._share("socket", f"socket {_peer(fd)}", "Both would read and write on it; connect again in one.")
+                peer = _peer(fd)
+                if peer is not None:
+                    self._share("socket", f"socket {peer}", "Both would read and write on it; connect again in one.")
             elif stat.S_ISFIFO(facts.st_mode) and facts.st_ino not in pipes:
                 pipes.add(facts.st_ino)
                 self._share("pipe", f"pipe (descriptor {fd})", "Both would read and write on it; use it in one.")
@@ -233,9 +236,12 @@ def _is_in_memory(value: Any) -> bool:
         return False
 
 
-def _peer(fd: int) -> str:
-    """Whom the socket *fd* talks to, as far as it can be told."""
-    probe = socket.socket(fileno=fd)
+def _peer(fd: int) -> str | None:
+    """Whom the socket *fd* talks to, as far as it can be told; None if another thread closed it."""
+    try:
+        probe = socket.socket(fileno=fd)
+    except OSError:
+        return None
     try:
         for prefix, ask in (("to", probe.getpeername), ("at", probe.getsockname)):
             with contextlib.suppress(OSError):

@@ -100,19 +100,21 @@ class Server:
             return self.call("/api")[0] == 200
         return False
 
-    def call(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+    def call(self, path: str, method: str = "GET", body: Any = None, timeout: float = PATIENCE) -> tuple[int, Any]:
         """Status and parsed body of a request."""
-        status, _, parsed = self.exchange(path, method, body)
+        status, _, parsed = self.exchange(path, method, body, timeout)
         return status, parsed
 
-    def exchange(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any, Any]:
+    def exchange(
+        self, path: str, method: str = "GET", body: Any = None, timeout: float = PATIENCE
+    ) -> tuple[int, Any, Any]:
         """Status, headers and parsed body of a request."""
         data = json.dumps(body).encode() if body is not None else (b"" if method in ("POST", "PATCH") else None)
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", data, {"Authorization": f"token {TOKEN}"}, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            with urllib.request.urlopen(request, timeout=timeout) as reply:
                 status, headers, raw = reply.status, reply.headers, reply.read()
         except urllib.error.HTTPError as error:
             status, headers, raw = error.code, error.headers, error.read()

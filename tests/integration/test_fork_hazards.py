@@ -410,6 +410,21 @@ def test_a_number_that_was_closed_at_the_last_moment_may_be_the_forks_own(kp_ker
     assert forked.adopt(keep=True).run("print(1)") == "1"
 
 
+def test_a_socket_that_another_thread_closes_at_the_last_moment_is_no_reason_to_refuse(kp_kernel: Kernel) -> None:
+    """As the kernel's own threads do when a client leaves."""
+    kp_kernel.run(
+        "import socket, sys\n"
+        "files = sys.modules['_jupyter_kernelpool.files']\n"
+        "stock, pair = files.open_descriptors, socket.socketpair()\n"
+        "def look_and_close(**options):\n"
+        "    found = stock(**options)\n"
+        "    for one in pair: one.close()\n"
+        "    return found\n"
+        "files.open_descriptors = look_and_close"
+    )
+    assert kp_kernel.park().facts["manifest"]["shared"] == []
+
+
 def test_a_connection_accepted_at_the_last_moment_is_the_parents_alone(kp_kernel: Kernel) -> None:
     """Else its client would not see the parent's end while the fork lives."""
     kp_kernel.run(

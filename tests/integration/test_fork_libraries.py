@@ -5,6 +5,8 @@ What is in `WORKS` works in the fork; what is in `NAMED` does not, and the fork'
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +94,29 @@ def work(): return [joblib.Parallel(n_jobs=2, prefer=how)(joblib.delayed(operato
                     for how in ('processes', 'threads')]
 """,
 }
+# Too large for a test environment (gigabytes, where it comes with CUDA): tried where it is installed.
+if importlib.util.find_spec("torch"):
+    WORKS["torch"] = """
+import torch
+torch.set_num_threads(2)
+model = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+start = {name: value.clone() for name, value in model.state_dict().items()}
+a, b = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
+def train(batches):
+    model.load_state_dict(start)
+    optimizer = torch.optim.Adam(model.parameters())
+    for rows, wanted in batches:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(rows).squeeze(), wanted).backward()
+        optimizer.step()
+    return round(float(sum(value.detach().abs().sum() for value in model.parameters())), 3)
+def work():
+    data = torch.utils.data.TensorDataset(a, b)
+    loader = torch.utils.data.DataLoader(data, batch_size=1000, num_workers=2)
+    waits = [torch.jit.fork(torch.matmul, a, a.T) for _ in range(4)]
+    products = [round(float(torch.jit.wait(one).sum()), -1) for one in waits]
+    return train(loader), train([(a, b)] * 5), products, torch.linalg.svdvals(a)[:3].round()
+"""
 NAMED = {
     "polars": ("""
 import polars
@@ -115,6 +140,24 @@ pool = concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context('fo
 def work(): return list(pool.map(abs, [-1, -2]))
 """, "warnings", "pool", "pool"),
 }  # fmt: skip
+if importlib.util.find_spec("torch"):
+    NAMED["torch's inter-op threads"] = (
+        """
+import pathlib, sys, tempfile
+end, folder = int, tempfile.mkdtemp()
+pathlib.Path(folder, 'scripted.py').write_text(
+    'import torch\\n'
+    'def double(a: torch.Tensor) -> torch.Tensor: return a * 2\\n'
+    '@torch.jit.script\\n'
+    'def work(a: torch.Tensor) -> torch.Tensor: return torch.jit.wait(torch.jit.fork(double, a))\\n')
+sys.path.insert(0, folder)
+import scripted, torch
+def work(): return scripted.work(torch.ones(9)).sum()
+""",
+        "lost",
+        "native_threads",
+        "PTThreadPool",
+    )
 
 
 @pytest.mark.parametrize("code", WORKS.values(), ids=WORKS.keys())
@@ -144,6 +187,12 @@ def test_duckdb_connections_are_closed_in_a_fork_wherever_they_are(kp_kernel: Ke
         assert kernel.run("print(pending.fetchall())") == "[(0,), (1,), (2,)]"
         assert kernel.run("print(hidden[1].execute(ask).fetchall())") == "[(3, 499999500000)]"
         assert kernel.run("while hidden: hidden.pop().close()\nprint(duckdb.sql('select 7').fetchall())") == "[(7,)]"
+
+
+def test_duckdb_database_in_a_file_is_named_and_one_in_memory_is_not(kp_kernel: Kernel, tmp_path: Path) -> None:
+    kp_kernel.run(f"import duckdb; kept, m = duckdb.connect({str(tmp_path / 'file.db')!r}), duckdb.connect()")
+    (entry,) = kp_kernel.park().facts["manifest"]["warnings"]
+    assert (entry["kind"], entry["what"], bool(entry["hint"])) == ("database", "kept", True)
 
 
 @pytest.mark.parametrize("code, part, kind, words", NAMED.values(), ids=NAMED.keys())

@@ -13,6 +13,19 @@ from .kernelside_driver import Kernel, Process
 pytestmark = pytest.mark.integration
 
 
+# A thread that Python does not know of, with a name of its own (prctl(2), PR_SET_NAME).
+NATIVE = """
+import _thread, ctypes, time
+def wait():
+    ctypes.CDLL(None).prctl(15, b'{}')
+    begun.append(1)
+    time.sleep(60)
+begun = []
+_thread.start_new_thread(wait, ())
+while not begun: time.sleep(0.01)
+"""
+
+
 @pytest.fixture(params=["parked", "become"])
 def way(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "become")
@@ -48,6 +61,10 @@ def test_second_generation_says_no_more_than_the_first(kp_kernel: Kernel) -> Non
         ("import numpy; rng = numpy.random.default_rng()", "warnings", "random", "rng"),
         ("import tempfile; t = tempfile.TemporaryDirectory()", "warnings", "temporary", "t"),
         ("from comm import create_comm; c = create_comm(target_name='t')", "warnings", "comms", "1 comms"),
+        (NATIVE.format("rayon-0"), "lost", "native_threads", "1 threads of rayon"),
+        (NATIVE.format("tokio-runtime-w"), "lost", "native_threads", "1 threads of tokio"),
+        (NATIVE.format("grpc_global_tim"), "lost", "native_threads", "1 threads of grpc"),
+        (NATIVE.format("PTThreadPool"), "lost", "native_threads", "1 threads of PTThreadPool"),
     ],
 )  # fmt: skip
 def test_manifest_names(kp_kernel: Kernel, code: str, part: str, kind: str, words: str, tmp_path: Path) -> None:

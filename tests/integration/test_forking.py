@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import Server, eventually
+from .conftest import PATIENCE, Server, eventually
 from .test_clients import browser
 from .test_transports import reconnected
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.integration
 API = "/kernelpool/v1"
 
 
-def post(server: Server, path: str, body: Any = None, expect: int = 201) -> Any:
-    status, model = server.call(API + path, "POST", body)
+def post(server: Server, path: str, body: Any = None, expect: int = 201, timeout: float = PATIENCE) -> Any:
+    status, model = server.call(API + path, "POST", body, timeout)
     assert status == expect, model
     return model
 
@@ -136,6 +137,59 @@ def test_what_can_not_be_forked_says_why(kp_server: Server, kernel: str, kp_star
 
 
 @pytest.mark.parametrize(
+    "code, reason, undone",
+    [
+        ("import os; stock, os.fork = os.fork, lambda: stock()", "debugger", "os.fork = stock"),
+        (
+            "import sys; hazards = sys.modules['_jupyter_kernelpool.hazards']\n"
+            "stock, hazards.cuda_is_initialised = hazards.cuda_is_initialised, lambda _: True",
+            "cuda",
+            "hazards.cuda_is_initialised = stock",
+        ),
+    ],
+    ids=["debugger", "cuda"],
+)
+def test_what_does_not_survive_a_fork_is_a_reason_to_refuse(
+    kp_server: Server, kernel: str, code: str, reason: str, undone: str
+) -> None:
+    """A replaced `os.fork` is how an attached debugger shows; no GPU is needed to say that CUDA is in use."""
+    client = kp_server.client(kernel)
+    kp_server.run(client, f"x = 1\n{code}")
+    for path in ("fork", "checkpoints"):
+        refused = post(kp_server, f"/kernels/{kernel}/{path}", {}, 501)
+        assert (refused["code"], refused["reason"]) == ("cannot_fork", reason)
+    assert [each["id"] for each in kp_server.call("/api/kernels")[1]] == [kernel]
+    kp_server.run(client, undone)
+    assert kp_server.run(fork(kp_server, kernel)[0], "print(x)") == "1"
+
+
+@pytest.mark.parametrize("pooled, reason", [(True, "unforkable"), (False, "not_pooled")])
+def test_kernel_of_another_language_is_not_forked_and_says_why(kp_start: Any, pooled: bool, reason: str) -> None:
+    settings = {"other": {"launcher": "whole", "warm": 1 if pooled else 0}}
+    server = kp_start(f"--KernelPool.recipes={settings!r}")
+    place = server.folder / "data" / "kernels" / "other"
+    place.mkdir(parents=True)
+    argv = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (place / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Other", "language": "other"}))
+    if pooled:
+        server.wait_warm(1, "other")
+    kernel = server.start_session("notebook.ipynb", name="other")["kernel"]["id"]
+    told = server.call(f"{API}/kernels/{kernel}")[1]
+    assert told["way"] == ("whole" if pooled else "cold")
+    before = server.call("/api/kernels")[1]
+    for path, body in (("fork", {}), ("checkpoints", {}), ("undo", {})):
+        refused = post(server, f"/kernels/{kernel}/{path}", body, 409 if path == "undo" else 501)
+        if path != "undo":
+            assert (refused["code"], refused["reason"]) == ("cannot_fork", reason)
+            assert told["capabilities"]["fork"] == {"available": False, "why": refused["message"]}
+    server.wait_warm(1)
+    other = checkpoint(server, server.start_kernel())
+    assert post(server, f"/kernels/{kernel}/restore", {"checkpoint": other}, 501)["reason"] == reason
+    assert {each["id"] for each in before} < {each["id"] for each in server.call("/api/kernels")[1]}
+    assert server.run(kernel, "print(6 * 7)") == "42", "it is as it was"
+
+
+@pytest.mark.parametrize(
     "body, field",
     [
         ({"count": 0}, "count"),
@@ -179,6 +233,31 @@ def test_restore_puts_the_kernel_back_for_the_clients_it_has(kp_server: Server, 
             tab.execute(f"x = {value}")
             post(kp_server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
             assert tab.execute("print(x)") == "10"
+
+
+def test_cells_that_are_sent_while_it_is_restored_are_all_answered(kp_server: Server, kernel: str) -> None:
+    kp_server.run(kernel, "x = 'kept'")
+    kept = checkpoint(kp_server, kernel)
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def restore_again_and_again() -> None:
+        while not ended.is_set():
+            answers.append(kp_server.call(f"{API}/kernels/{kernel}/restore", "POST", {"checkpoint": kept})[0])
+            time.sleep(0.05)
+
+    restoring = threading.Thread(target=restore_again_and_again)
+    with browser(kp_server, kernel) as tab:
+        restoring.start()
+        try:
+            number = 0
+            while answers.count(200) < 10:
+                number += 1
+                assert tab.execute(f"print(x, {number})") == f"kept {number}"
+        finally:
+            ended.set()
+            restoring.join()
+    assert set(answers) <= {200, 409}
 
 
 def test_the_best_of_three_forks_is_taken_back(kp_server: Server, kernel: str) -> None:
@@ -227,6 +306,30 @@ def test_checkpoints_are_listed_forked_and_dropped(kp_server: Server, kernel: st
     assert kp_server.call(f"{API}/checkpoints/{kept}")[0] == 404
     assert kp_server.run(forked, "print(x)") == "then"
     assert kp_server.run(kernel, "print(x)") == "now"
+
+
+def test_checkpoint_uses_no_processor_and_outlives_a_restart(kp_server: Server, kernel: str) -> None:
+    kp_server.run(kernel, "x = 'then'")
+    kept = checkpoint(kp_server, kernel)
+    (parked,) = [process for process in kp_server.ours() if process.pid not in pids_but_parked(kp_server)]
+    before = parked.cpu_times()
+    time.sleep(1)
+    assert parked.cpu_times() == before
+    assert parked.num_threads() == 1
+    assert parked.net_connections() == []
+    kp_server.wait_warm(1)
+    assert kp_server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    post(kp_server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 200)
+    assert kp_server.run(kernel, "print(x)") == "then"
+    assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: not alive(parked), "it ends with its kernel")
+    assert kp_server.call(f"{API}/checkpoints/{kept}")[0] == 404
+
+
+def pids_but_parked(server: Server) -> set[int]:
+    """Those of the supervisor, the template, the kernels and the warm ones, which have threads."""
+    known = {server.supervisor().pid, server.template()}
+    return known | {process.pid for process in server.ours() if process.num_threads() > 1}
 
 
 def test_the_oldest_without_a_name_makes_room(kp_start: Any) -> None:
@@ -336,7 +439,6 @@ def test_dead_kernel_is_not_forked_and_its_checkpoint_is_there(kp_start: Any) ->
     for path, body in ((f"/kernels/{kernel}/fork", {}), (f"/kernels/{kernel}/checkpoints", {})):
         refused = post(server, path, body, 409)
         assert (refused["code"], refused["reason"], refused["message"]) == ("wrong_state", "dead", why)
-    assert post(server, f"/kernels/{kernel}/restore", {"checkpoint": kept}, 409)["reason"] == "dead"
     (model,) = post(server, f"/checkpoints/{kept}/fork")["kernels"]
     assert server.run(model["id"], "print(x)") == "kept"
 

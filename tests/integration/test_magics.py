@@ -87,6 +87,27 @@ def test_checkpoint_and_restore(kp_server: Server, kernel: str) -> None:
     assert kp_server.run(client, "print(x)") == "10"
 
 
+def test_fork_may_be_reseeded_and_become_what_the_kernel_is(kp_server: Server, kernel: str) -> None:
+    client = kp_server.client(kernel)
+    run(client, "import random; random.seed(1)")
+    forks = []
+    for code in ("%fork best", "%fork --reseed"):
+        request, reply = run(client, code)
+        assert reply["status"] == "ok", reply
+        forks += re.findall(r"Forked: kernel (\S+)", told(client, request)[-1])
+    draw = "print(random.random())"
+    equal, fresh = (kp_server.run(each, draw) for each in forks)
+    assert kp_server.run(client, draw) == equal != fresh
+    kp_server.run(forks[0], "x = 'of the best'")
+    kp_server.run(forks[1], "x = 'of the other'")
+    for source, expected in (("best", "of the best"), (forks[1], "of the other")):
+        pid = pid_of(kp_server, kernel)
+        assert run(client, f"%restore {source}")[1]["status"] == "ok"
+        eventually(lambda pid=pid: pid_of(kp_server, kernel) not in (0, pid), "another process serves")  # type: ignore[misc]
+        reconnected(client)
+        assert kp_server.run(client, "print(x)") == expected
+
+
 def test_restore_is_told_in_the_notebook(kp_server: Server, kernel: str) -> None:
     with browser(kp_server, kernel) as tab:
         tab.execute("x = 1")
