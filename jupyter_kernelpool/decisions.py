@@ -29,6 +29,7 @@ class Policy:
     """The numbers that decide; see the traits of `KernelPool` for their meaning."""
 
     max_warm_age: float = 3600.0
+    max_warm_memory: int = 0  # bytes; 0: no bound
     recipe_idle: float = 3600.0
     settle: float = 0.3
     demand_window: float = 600.0
@@ -48,10 +49,11 @@ class Host:
 
 @dataclass(frozen=True)
 class WarmView:
-    """A warm kernel: its record's id and since when it is warm."""
+    """A warm kernel: its record's id, since when it is warm, and the bytes it has for itself, as last seen."""
 
     id: str
     since: float
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def plan(view: View, policy: Policy, now: float) -> list[Action]:
         wanted = target(recipe, policy, now)
         expired = [warm for warm in recipe.warm if now - warm.since > policy.max_warm_age]
         actions += [Evict(recipe.key, warm.id, "older than max_warm_age") for warm in expired]
-        fresh = [warm for warm in recipe.warm if warm not in expired]
+        grown = [warm for warm in recipe.warm if 0 < policy.max_warm_memory < warm.memory and warm not in expired]
+        actions += [Evict(recipe.key, warm.id, "larger than max_warm_memory") for warm in grown]
+        fresh = [warm for warm in recipe.warm if warm not in expired and warm not in grown]
         surplus = max(0, len(fresh) - max(wanted, 0))
         oldest = sorted(fresh, key=lambda warm: warm.since)[:surplus]
         actions += [Evict(recipe.key, warm.id, "no longer needed") for warm in oldest]

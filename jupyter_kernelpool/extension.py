@@ -12,6 +12,7 @@ from typing import Any
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.managers import GatewayClient
 
+from jupyter_kernelpool.culler import KernelCuller
 from jupyter_kernelpool.events import publish_on
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.manager import PoolingKernelManager
@@ -47,7 +48,7 @@ class KernelPoolExtension(ExtensionApp):
     extension_url = "/kernelpool"
     load_other_extensions = True
     put_in_place = False
-    classes = [KernelPool, KernelLimits]  # noqa: RUF012 (a trait's default, as upstream declares it)
+    classes = [KernelPool, KernelLimits, KernelCuller]  # noqa: RUF012 (a trait's default, as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:

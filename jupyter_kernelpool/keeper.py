@@ -79,6 +79,11 @@ class Keeper:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await running
 
+    @property
+    def host(self) -> Host:
+        """What the machine had left when it was last looked at."""
+        return self._host
+
     def view(self) -> View:
         """The pool as it is now."""
         return View(

@@ -15,7 +15,7 @@ from typing import Any
 class Execution:
     """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
 
-    *lost*: it did not end; its process did.
+    *lost*: it did not end; its process did. *shown*: it is a cell, not what a front end runs silently by itself.
     """
 
     header: dict[str, Any]
@@ -24,6 +24,7 @@ class Execution:
     waits_since: float | None = None
     output: int = 0
     lost: bool = False
+    shown: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 
     @property
@@ -51,6 +52,7 @@ class Ledger:
         self.on_end: list[Callable[[Execution], None]] = []
         self.on_output: list[Callable[[Execution, str, int], None]] = []  # with the message's type and size
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
+        self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
         self._asked_early: dict[str, float] = {}  # questions for input that overtook the busy of their execution
 
     @property
@@ -64,6 +66,8 @@ class Ledger:
 
     def heard(self, kind: str, parent: dict[str, Any], size: int, state: str | None, now: float) -> None:
         """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status."""
+        if parent.get("msg_type") == "comm_msg":
+            self.used_at = now  # somebody moved a widget
         if parent.get("msg_type") != "execute_request":
             return  # requests on control, comms and the like are busy and idle, too
         msg_id = str(parent.get("msg_id", ""))
@@ -73,8 +77,11 @@ class Ledger:
                 self._begin(Execution(parent, now, waits_since=self._asked_early.pop(msg_id, None)))
         elif kind == "status" and state == "idle":
             if execution is not None:
+                self.used_at = now if execution.shown else self.used_at
                 self.end(execution)
         elif execution is not None:
+            if kind == "execute_input":
+                execution.shown, self.used_at = True, now
             execution.output += size
             for listener in list(self.on_output):
                 listener(execution, kind, size)

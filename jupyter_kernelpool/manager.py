@@ -25,6 +25,7 @@ from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.clock import Clock
+from jupyter_kernelpool.culler import Culler, KernelCuller
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable, PoolExhausted, QuotaExceeded, SupervisorGone
 from jupyter_kernelpool.events import Events
@@ -72,6 +73,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             inherited = getattr(getattr(self.provisioner, "process", None), "inherited", 0)
             await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid, inherited, self.allowance)
             self.allowance = None  # from here on the guard knows
+            self.parent.culler.began(self.kernel_id)
             self.stays_dead_for = None
             self.reason = ""
 
@@ -134,6 +136,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.edge = Edge()
         self.events = Events()
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
+        self.culler = Culler(self, KernelCuller(parent=self, log=self.log))
+        cull_every = self.culler.settings.interval
+        self.keeper.rounds.append(Round("cull", cull_every, self.culler.go, lambda: self.culler.has_work))
         self.owners = Owners(self.pool.ownership, read_quota(self.pool.owner_quota)[0])
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
@@ -309,6 +314,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)
         self.edge.forget(kernel_id)
+        self.culler.forget(kernel_id)
         self.owners.forget(kernel_id)
         self.pool.admission.freed()
         return removed

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from traitlets import Bool, CaselessStrEnum, Dict, Float, Integer, List, TraitError, Type, Unicode, validate
+from traitlets import Bool, CaselessStrEnum, Dict, Float, Integer, List, TraitError, Type, Unicode, Union, validate
 from traitlets.config import LoggingConfigurable
 
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.admission import Admission
+from jupyter_kernelpool.allowance import read_size
 from jupyter_kernelpool.decisions import Policy, Stage
 from jupyter_kernelpool.errors import LaunchFailed, NotFound, NotValid, SupervisorGone, WrongState
 from jupyter_kernelpool.launchers.base import Launcher
@@ -99,10 +100,12 @@ class KernelPool(LoggingConfigurable):
     recipes = Dict(
         config=True,
         help="""Settings per kernelspec that differ from the general ones: {kernelspec name: {"warm": n,
-        "max": n, "preload": [modules], "init_code": code, "launcher": name, "limits": {limit: value}}}.
+        "max": n, "preload": [modules], "init_code": code, "launcher": name, "limits": {limit: value}, "cull":
+        {setting: value}}}.
         Launchers: "auto" (the default), "template" (forks), "spawn" (Python started ahead), "whole" (any
         language, started ahead with its own connection; the only one for languages other than Python), "off"
-        (always cold). Limits are those of KernelLimits, and hold for these kernels in their place.
+        (always cold). Limits are those of KernelLimits and cull those of KernelCuller, and hold for these
+        kernels in their place.
         The kernelspecs named here are kept warm from the server's start.""",
     )
     max_kernels = Integer(
@@ -143,6 +146,13 @@ class KernelPool(LoggingConfigurable):
         min=1,
         config=True,
         help="Seconds after which a warm kernel that nobody claimed is replaced.",
+    )
+    max_warm_memory: Any = Union(
+        [Integer(min=0), Unicode()],
+        default_value=0,
+        config=True,
+        help="""Memory that a warm kernel may have for itself before it is replaced: bytes, or text such as "200M". For
+        kernels in which something grows though nobody uses them. 0 sets no bound.""",
     )
     recipe_idle = Float(
         3600.0,
@@ -250,6 +260,13 @@ class KernelPool(LoggingConfigurable):
                 raise TraitError(f"KernelPool.recipes: {error}") from error
         return proposal["value"]
 
+    @validate("max_warm_memory")
+    def _valid_max_warm_memory(self, proposal: Any) -> Any:
+        try:
+            return read_size(proposal["value"])
+        except NotValid as error:
+            raise TraitError(f"KernelPool.max_warm_memory: {error}") from error
+
     @validate("owner_quota")
     def _valid_owner_quota(self, proposal: Any) -> Any:
         try:
@@ -294,6 +311,7 @@ class KernelPool(LoggingConfigurable):
         """The traits that decide, for `decisions.plan`."""
         return Policy(
             max_warm_age=self.max_warm_age,
+            max_warm_memory=int(self.max_warm_memory),
             recipe_idle=self.recipe_idle,
             parallel_starts=self.parallel_starts,
             reserve_memory=self.reserve_memory,
@@ -316,12 +334,17 @@ class KernelPool(LoggingConfigurable):
         """The traits that hold for every recipe that says nothing else."""
         return Settings(self.warm, self.max_warm, tuple(self.preload), self.init_code, load_timeout=self.load_timeout)
 
+    def all_settings(self) -> list[Settings]:
+        """The settings of every kernelspec of which something is said."""
+        return [self.settings_for(name) for name in {*self.recipes, *self.overrides}]
+
     def change_settings(self, kernel_name: str, changes: dict[str, Any]) -> Settings:
         """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong."""
         present = self.settings_for(kernel_name)
         merged: dict[str, Any] = {
             "warm": present.warm, "max": present.max, "preload": list(present.preload),
             "init_code": present.init_code, "launcher": present.launcher, "limits": dict(present.limits),
+            "cull": dict(present.cull),
         }  # fmt: skip
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])

@@ -24,6 +24,7 @@ from jupyter_kernelpool.decisions import RecipeView, Stage, WarmView, backoff
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
 from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, fingerprint
 from jupyter_kernelpool.supervision import Supervision
@@ -32,6 +33,7 @@ BREAKER_FAILURES = 3
 REMEMBERED_CLAIMS = 1000
 RESTLESS = 0.3
 RESTLESS_FOR = 5.0
+MEASURE_EVERY = 30.0  # what warm kernels have for themselves: 1 ms each
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class RecipePool:
         self.seen_edited = False
         self.restless: list[str] = []  # record ids of warm kernels that compute though nobody asked them to
         self._cpu_seen: dict[str, tuple[float, float]] = {}
+        self._memory: dict[int, int] = {}
+        self._memory_at = 0.0
         self.suspect = False  # a kernel of it did not answer at its claim
         self.checked = time.monotonic()
 
@@ -123,13 +127,20 @@ class RecipePool:
         was made; called by the keeper in a thread of its own."""
         self.seen_stale = self.stale
         self.restless = self._find_restless()
+        if time.monotonic() - self._memory_at > MEASURE_EVERY:
+            self._memory_at = time.monotonic()
+            self._memory = {pid: one.uss for pid, one in read_memory(process.pid for process, _ in self.warm).items()}
         self.seen_edited = self._kernelspec_fingerprint != fingerprint(self._kernelspec)
 
     def view(self) -> RecipeView:
         return RecipeView(
             key=self.recipe.key,
             stage=self.stage,
-            warm=tuple(WarmView(process.record.id, since) for process, since in self.warm if process.alive),
+            warm=tuple(
+                WarmView(process.record.id, since, self._memory.get(process.pid, 0))
+                for process, since in self.warm
+                if process.alive
+            ),
             starting=self.starting,
             waiting=self.waiting,
             floor=self.recipe.settings.warm,

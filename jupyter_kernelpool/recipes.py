@@ -57,6 +57,7 @@ class Settings:
     init_code: str = ""
     launcher: str = "auto"
     load_timeout: float = 60.0
+    cull: tuple[tuple[str, float], ...] = ()  # what of KernelCuller differs; not part of the key either
     limits: tuple[tuple[str, float], ...] = ()  # by name, where they differ from KernelLimits; not part of the key
 
 

@@ -8,7 +8,8 @@ from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.recipes import Settings
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits")
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull")
+CULL_NAMES = ("idle_timeout", "busy_timeout", "max_life", "connected", "warn_before")
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
 
@@ -38,7 +39,8 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
         raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
     preload = read_preload(name, given.get("preload", list(general.preload)))
     limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
-    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits)
+    cull = read_recipe_cull(name, given["cull"]) if "cull" in given else general.cull
+    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, cull, limits)
 
 
 def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:
@@ -47,6 +49,20 @@ def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:
         return tuple(read_limits(given).items())
     except NotValid as error:
         raise NotValid(f"{name!r}: limits: {error}", field="limits") from error
+
+
+def read_recipe_cull(name: str, given: Any) -> tuple[tuple[str, float], ...]:
+    """When a kernelspec's kernels are culled, where it differs from `KernelCuller`; raises `NotValid`."""
+    if not isinstance(given, dict):
+        raise NotValid(f"{name!r}: cull = {given!r} must be an object", field="cull")
+    for setting, value in given.items():
+        if setting not in CULL_NAMES:
+            raise NotValid(f"{name!r}: cull has no {setting!r}; there are: {', '.join(CULL_NAMES)}", field="cull")
+        wrong = not isinstance(value, bool) if setting == "connected" else isinstance(value, bool)
+        if wrong or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            wanted = "true or false" if setting == "connected" else "seconds, 0 for never"
+            raise NotValid(f"{name!r}: cull: {setting} = {value!r} must be {wanted}", field="cull")
+    return tuple(given.items())
 
 
 def read_preload(name: str, given: Any) -> tuple[str, ...]:

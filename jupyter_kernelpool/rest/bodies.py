@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jupyter_kernelpool.allowance import read_limits
+from jupyter_kernelpool.allowance import read_limit, read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.names import LONGEST, is_name
 
@@ -24,6 +24,24 @@ class Body:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise NotValid(f"{name} = {value!r} must be a number from {least:g} to {most:g}", field=name)
         return float(value)
+
+    def number_or_none(self, name: str, *, least: float, most: float) -> float | None:
+        """The same; None if left out."""
+        if name not in self._left:
+            self._known.append(name)
+            return None
+        return self.number(name, 0.0, least=least, most=most)
+
+    def object_or_none(self, name: str) -> dict[str, Any] | None:
+        """An object; None if left out."""
+        value = self._take(name, None)
+        if value is not None and not isinstance(value, dict):
+            raise NotValid(f"{name} = {value!r} must be an object", field=name)
+        return value
+
+    def size(self, name: str) -> int:
+        """Bytes, also as text with a unit; 0 if left out or null."""
+        return int(read_limit("memory", self._take(name, None)))
 
     def count(self, name: str, default: int, *, least: int, most: int) -> int:
         """A whole number from *least* to *most*."""

@@ -7,15 +7,18 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from jupyter_kernelpool.culling import Recycle
 from jupyter_kernelpool.errors import NotFound
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.forks import lineage_model, undo_model
-from jupyter_kernelpool.rest.models import Model, breach_model, kernel_model
+from jupyter_kernelpool.rest.models import Model, breach_model, kernel_model, rfc3339
 from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
+
+LONGEST_KEEP = 366 * 24 * 3600.0
 
 
 class KernelsHandler(KernelPoolHandler):
@@ -53,11 +56,17 @@ class KernelHandler(KernelPoolHandler):
         body = Body(self.read_object())
         name, steps = body.text("name"), body.count_or_none("undo_steps", least=0, most=MOST_STEPS)
         limits = body.limits("limits")
+        keep_alive = body.number_or_none("keep_alive", least=0, most=LONGEST_KEEP)
+        recycle = read_recycle(body.object_or_none("recycle"))
         body.done()
         manager = await self.working_manager()
         kernel_id = manager.forking.find_kernel(kernel)
         if limits:
             await manager.guard.change(kernel_id, limits)
+        if keep_alive is not None:
+            manager.culler.keep(kernel_id, keep_alive)
+        if recycle is not None:
+            manager.culler.recycle(kernel_id, recycle)
         if name is not None:
             manager.forking.names.give(kernel_id, name)
         if steps is not None:
@@ -85,7 +94,29 @@ def describe(manager: Any, kernel_id: str) -> Model:
         "undo": undo_model(manager.undo, kernel_id) if ours else None,
         "limits": manager.guard.allowance_of(kernel_id).as_model() if ours else None,
         "breach": breach_model(manager.guard.breaches.get(kernel_id)) if ours else None,
+        "cull": cull_model(manager, kernel_id) if ours else None,
         "capabilities": {"fork": {"available": why is None, "why": why}},
+    }
+
+
+def read_recycle(given: dict[str, Any] | None) -> Recycle | None:
+    """When the owner of a kernel wants it restarted; raises `NotValid`."""
+    if given is None:
+        return None
+    body = Body(given)
+    age, memory = body.number("age", 0, least=0, most=LONGEST_KEEP), body.size("memory")
+    body.done()
+    return Recycle(age, memory)
+
+
+def cull_model(manager: PoolingKernelManager, kernel_id: str) -> Model:
+    """When the kernel will be ended if nothing changes, and when its owner wants it restarted."""
+    at, why = manager.culler.ends_at(kernel_id)
+    wish = manager.culler.recycle_of(kernel_id)
+    return {
+        "at": rfc3339(at) if at is not None else None,
+        "why": why or None,
+        "recycle": {"age": wish.age or None, "memory": wish.memory or None},
     }
 
 

@@ -147,6 +147,7 @@ def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, m
             "init_code": bool(settings.init_code),
             "launcher": settings.launcher,
             "limits": dict(settings.limits),
+            "cull": dict(settings.cull),
         },
     }
 

@@ -26,7 +26,7 @@ from jupyter_kernelpool.decisions import (
 NOW = 10_000.0
 GIB = 1 << 30
 MIB = 1 << 20
-POLICY = Policy()
+POLICY = Policy(max_warm_memory=100 * MIB)
 CALM = Host(available_memory=8 * GIB, busy=0.1)
 BUSY = Host(available_memory=8 * GIB, busy=0.95)
 SHORT = Host(available_memory=POLICY.reserve_memory - 1, busy=0.1)
@@ -109,6 +109,10 @@ CASES = {
     "a kernel too old is replaced": (
         view(recipe(warm=warm(POLICY.max_warm_age + 1, 5))),
         [Evict("k", "0", "older than max_warm_age"), Launch("k", 1)],
+    ),
+    "a kernel too large is replaced": (
+        view(recipe(warm=(WarmView("0", NOW - 5, 101 * MIB), WarmView("1", NOW - 5, 100 * MIB)))),
+        [Evict("k", "0", "larger than max_warm_memory"), Launch("k", 1)],
     ),
     "surplus goes, the oldest first": (
         view(recipe(warm=warm(5, 40, 30))),

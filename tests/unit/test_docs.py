@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from jupyter_kernelpool import errors, metrics
+from jupyter_kernelpool.culler import KernelCuller
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pool import KernelPool
@@ -21,7 +22,9 @@ CONFIGURATION = (DOCS / "users" / "configuration.md").read_text()
 OPERATING = (DOCS / "operators" / "operating.md").read_text()
 MIB = 1024 * 1024
 OWN_TRAITS = [
-    (owner, name) for owner in (KernelPool, KernelLimits) for name in sorted(owner.class_own_traits(config=True))
+    (owner, name)
+    for owner in (KernelPool, KernelLimits, KernelCuller)
+    for name in sorted(owner.class_own_traits(config=True))
 ]
 NAMES = [f"{owner.__name__}.{name}" for owner, name in OWN_TRAITS]
 
