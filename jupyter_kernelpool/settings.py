@@ -7,8 +7,9 @@ from typing import Any
 from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.recipes import Settings
+from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS, read_sandbox
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits")
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", *SANDBOX_SETTINGS)
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
 
@@ -38,7 +39,8 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
         raise NotValid(f"{name!r}: warm = {warm} must not be above max = {most}")
     preload = read_preload(name, given.get("preload", list(general.preload)))
     limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
-    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits)
+    sandbox = read_sandbox(name, given)
+    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox)
 
 
 def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:
