@@ -30,7 +30,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 FAILED = 78  # EX_CONFIG
@@ -53,6 +53,7 @@ WRITE_FILE, TRUNCATE = 1 << 1, 1 << 14
 IN_FOLDERS = sum(1 << bit for bit in range(4, 14))
 
 
+_tell = -1  # a pipe to the process that stands between a prefix and this one
 _hidden: list[str] = []  # the folders that are empty here, each with a slash at its end
 
 
@@ -242,16 +243,17 @@ def syscall(number: int, *arguments: Any) -> int:
 # -- the process itself -----------------------------------------------------------------------------
 
 
-def stand_alone(owner: int) -> Callable[[], None]:
+def stand_alone(owner: int) -> None:
     """Go on as a child of *owner* (the subreaper) that leads a session of its own; for a process behind a prefix.
 
-    Whatever stands between ends, with status 0, once what this returns is called. Raises `CannotConfine`, also
-    only in the new process, where the prefix does not let it become *owner*'s.
+    What stands between stays until `let_prefix_end`. Raises `CannotConfine`, also in the new process only, where the
+    prefix does not let it become *owner*'s.
     """
-    told, tell = os.pipe()
+    global _tell
+    told, _tell = os.pipe()
     between = os.fork()
     if between:
-        os.close(tell)
+        os.close(_tell)
         os.waitpid(between, 0)
         os._exit(0 if os.read(told, 1) else 1)
     if os.fork():
@@ -261,18 +263,20 @@ def stand_alone(owner: int) -> Callable[[], None]:
     deadline = time.monotonic() + 5.0
     while os.getppid() not in (owner, 0, 1) and time.monotonic() < deadline:
         time.sleep(0.001)  # until the one between has ended
-
-    def go_on() -> None:
-        os.write(tell, b"1")
-        os.close(tell)
-
     if os.getppid() != owner:
-        go_on()
         raise CannotConfine(
             "its launch_prefix makes a namespace of process ids, or looks after processes itself; what is forked there "
             'dies with it. Leave that out (bwrap: --unshare-pid, --unshare-all), or set "launcher": "whole"'
         )
-    return go_on
+
+
+def let_prefix_end() -> None:
+    """Have what stands between end, with status 0. It may end this process too: the server is to know what it must."""
+    global _tell
+    if _tell >= 0:
+        os.write(_tell, b"1")
+        os.close(_tell)
+        _tell = -1
 
 
 def failure(error: BaseException) -> str:

@@ -39,18 +39,20 @@ def main() -> None:
     os.set_inheritable(orders.fileno(), False)
     order = settings.get("confine") or {}
     try:
-        go_on = confine.stand_alone(settings["supervisor"]) if order.get("prefixed") else None
+        if order.get("prefixed"):
+            confine.stand_alone(settings["supervisor"])
         if settings["lifeline"] >= 0:
             os.set_inheritable(settings["lifeline"], False)
             lifeline.hold(settings["lifeline"])
-        if go_on is not None:
+        if order.get("prefixed"):
             wire.send(orders, {"event": "here", "pid": os.getpid()})
-            go_on()
+            confine.let_prefix_end()
         confine.confine(order)
         sys.argv[:] = [sys.argv[0]]
         check_versions()
     except confine.CannotConfine as error:
         wire.send(orders, {"event": "unfit", "kind": "not_enforceable", "reason": str(error), "traceback": ""})
+        confine.let_prefix_end()
         os._exit(1)
     except BaseException as error:
         wire.send(orders, {"event": "unfit", "reason": str(error), "traceback": ""})

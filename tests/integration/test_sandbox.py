@@ -50,8 +50,9 @@ def pid_of(server: Server, kernel: str) -> int:
 
 def interrupted(server: Server, kernel: str, client: BlockingKernelClient) -> bool:
     """Whether a cell that sleeps ends when the kernel is interrupted."""
-    sleeping = client.execute("import time; time.sleep(1000)", stop_on_error=False)
-    eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "it sleeps")
+    sleeping = client.execute("import time; print('begun', flush=True); time.sleep(1000)", stop_on_error=False)
+    while client.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+        pass
     assert server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
     while (reply := client.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != sleeping:
         pass
