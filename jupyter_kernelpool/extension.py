@@ -19,6 +19,7 @@ from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
 from jupyter_kernelpool.rest.stock import tell_refusals
+from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, over
 
 MANAGER = "jupyter_kernelpool.manager.PoolingKernelManager"
@@ -41,6 +42,13 @@ def why_not_ours(serverapp: Any) -> str | None:
     return None
 
 
+def asks_for_sandboxes(serverapp: Any) -> bool:
+    """Whether the configuration names a sandbox for any kernelspec; looks at it only roughly."""
+    recipes = serverapp.config.KernelPool.get("recipes", {})
+    given = recipes.values() if isinstance(recipes, dict) else ()
+    return any(name in settings for settings in given if isinstance(settings, dict) for name in SANDBOX_SETTINGS)
+
+
 class KernelPoolExtension(ExtensionApp):
     """What jupyter_server loads; an ExtensionApp, because only those are told of the server's stop."""
 
@@ -57,6 +65,8 @@ class KernelPoolExtension(ExtensionApp):
         reason = why_not_ours(serverapp)
         if reason is not None:
             serverapp.log.info("Kernels are not pooled: %s", reason)
+            if asks_for_sandboxes(serverapp):
+                serverapp.log.warning("KernelPool.recipes asks for sandboxes, and NOBODY MAKES THEM: %s", reason)
             return
         self.put_in_place = True
         chosen = serverapp.config.ServerApp

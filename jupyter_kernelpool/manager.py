@@ -27,7 +27,14 @@ from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.clock import Clock
 from jupyter_kernelpool.culler import Culler, KernelCuller
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable, PoolExhausted, QuotaExceeded, SupervisorGone
+from jupyter_kernelpool.errors import (
+    KernelPoolError,
+    LaunchFailed,
+    NotEnforceable,
+    PoolExhausted,
+    QuotaExceeded,
+    SupervisorGone,
+)
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
@@ -47,7 +54,8 @@ RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
 SERVING_TIMEOUT = 0.1
 SAMPLE_EVERY = 5.0
-REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable)  # starts that are not wanted, or can't be as they were
+# Starts that are not wanted, or can't be as they were asked for.
+REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed)
 
 
 class PooledKernelManager(ServerKernelManager, PromptKernelManager):
@@ -290,6 +298,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                     self.pool.admission.leave()
                 self.owners.settle(started, owner)
         except REFUSALS as error:
+            if isinstance(error, LaunchFailed) and kwargs.get("origin") is not None:
+                raise  # of a fork, for which no other process would do: who asked for it tells
             refusal: Any = web.HTTPError(error.status, str(error), reason=error.facts.get("reason") or error.code)
             refusal.retry_after = error.facts.get("retry_after")
             raise refusal from error

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from traitlets import Bool, CaselessStrEnum, Dict, Float, Integer, List, TraitError, Type, Unicode, Union, validate
@@ -31,6 +31,7 @@ from jupyter_kernelpool.owners import read_quota
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
+from jupyter_kernelpool.sandboxing import Sandboxing
 from jupyter_kernelpool.settings import read_settings
 from jupyter_kernelpool.supervision import Supervision
 
@@ -106,6 +107,9 @@ class KernelPool(LoggingConfigurable):
         language, started ahead with its own connection; the only one for languages other than Python), "off"
         (always cold). Limits are those of KernelLimits and cull those of KernelCuller, and hold for these
         kernels in their place.
+        A sandbox: "launch_prefix": [a program that starts kernels in it, with its arguments], "network": "none",
+        "writable": [the only folders that kernels write to], or "sandbox": true, which is all that can be had
+        without a prefix. What can't be held here refuses the start.
         The kernelspecs named here are kept warm from the server's start.""",
     )
     max_kernels = Integer(
@@ -295,6 +299,9 @@ class KernelPool(LoggingConfigurable):
             getattr(self, name)  # a wrong value stops the server here, not at the first claim
         self.pools: dict[str, RecipePool] = {}
         self.supervision = Supervision(self.log)
+        self.sandboxing = Sandboxing(
+            self.supervision, self.log, root_dir=getattr(self.parent, "root_dir", ""), copies_dir=self.copies_dir
+        )
         self.admission = Admission(self.max_kernels, self.exhausted, self.wait_timeout, lambda: 0)
         self.overrides: dict[str, Settings] = {}
         self.paused = False
@@ -338,6 +345,10 @@ class KernelPool(LoggingConfigurable):
         """The settings of every kernelspec of which something is said."""
         return [self.settings_for(name) for name in {*self.recipes, *self.overrides}]
 
+    def is_sandboxed(self, kernel_name: str) -> bool:
+        """Whether kernels of *kernel_name* are to be confined: then none may start the stock way."""
+        return self.settings_for(kernel_name).sandbox.asked_for
+
     def change_settings(self, kernel_name: str, changes: dict[str, Any]) -> Settings:
         """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong."""
         present = self.settings_for(kernel_name)
@@ -349,6 +360,7 @@ class KernelPool(LoggingConfigurable):
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])
         settings = read_settings(kernel_name, {**merged, **changes}, self._general)
+        settings = replace(settings, sandbox=present.sandbox)  # the configuration's alone
         self.overrides[kernel_name] = settings
         self.wake.set()
         return settings
@@ -360,14 +372,7 @@ class KernelPool(LoggingConfigurable):
         settings = self.settings_for(request.kernel_name)
         if settings.launcher == "off" or settings.max == 0:
             return None
-        recipe = build_recipe(
-            kernel_name=request.kernel_name,
-            spec=request.spec,
-            env=request.environment,
-            settings=settings,
-            cwd=request.cwd,
-            transport=request.transport,
-        )
+        recipe = self.recipe_for(request, settings)
         if not recipe.adoptable and settings.launcher != "whole":
             return None
         key = recipe.key
@@ -384,6 +389,18 @@ class KernelPool(LoggingConfigurable):
         if pool.recipe.settings != settings:  # only numbers: all else is part of the key
             pool.recipe = self._named(recipe, pool.recipe.name)
         return pool
+
+    def recipe_for(self, request: Request, settings: Settings | None = None) -> Recipe:
+        """The recipe of *request*, whether kernels of it are pooled or not."""
+        return build_recipe(
+            kernel_name=request.kernel_name,
+            spec=request.spec,
+            env=request.environment,
+            settings=settings or self.settings_for(request.kernel_name),
+            cwd=request.cwd,
+            transport=request.transport,
+            confine=self.sandboxing.confine,
+        )
 
     def find(self, name: str) -> RecipePool:
         """The pool of the recipe called *name*; raises `NotFound`."""
@@ -415,8 +432,6 @@ class KernelPool(LoggingConfigurable):
         return pool
 
     def _named(self, recipe: Recipe, name: str | None = None) -> Recipe:
-        from dataclasses import replace
-
         taken = {pool.recipe.name for pool in self.pools.values()}
         if name is None:
             name = recipe.kernel_name if recipe.kernel_name not in taken else f"{recipe.kernel_name}-{recipe.key}"
@@ -522,6 +537,19 @@ class KernelPool(LoggingConfigurable):
         if not self._offer(process, request, identity, keep=True) or await self._adopts(process, request) is not None:
             raise LaunchFailed("the fork ended before it became a kernel", reason="gone")
 
+    async def start_confined(self, recipe: Recipe, request: Request, identity: Identity, *, tried: bool) -> Process:
+        """A kernel of *recipe* for *request*, in its sandbox, where the pool has none to give: instead of a cold start.
+
+        Raises `NotEnforceable`, and `LaunchFailed`: nothing is started outside the sandbox instead.
+        """
+        process = await self.sandboxing.start(recipe, tried=tried)
+        if not self._offer(process, request, identity):
+            raise LaunchFailed("the kernel ended before it had its identity", reason="gone")
+        failure = await self._adopts(process, request)
+        if failure is not None:
+            raise failure
+        return process
+
     def _offer(self, process: Process, request: Request, identity: Identity, *, keep: bool = False) -> bool:
         """Make *process* the owner's and tell it so; false if it ended before."""
         if process.record.state is not State.WARM:
@@ -534,7 +562,7 @@ class KernelPool(LoggingConfigurable):
             "command": identity.command,
             "arguments": identity.arguments,
             "cwd": request.cwd,
-            "env": dict(request.environment),
+            "env": self._environment(request),
             "keep": keep,
         }
         try:
@@ -543,6 +571,11 @@ class KernelPool(LoggingConfigurable):
             self._not_adopted(process, request, error)
             return False
         return True
+
+    def _environment(self, request: Request) -> dict[str, str]:
+        """What *request*'s kernel gets of the environment: in a sandbox not all of it."""
+        confinement = self.recipe_for(request).confinement if self.is_sandboxed(request.kernel_name) else None
+        return dict(request.environment) if confinement is None else confinement.environment(request.environment)
 
     async def _adopts(self, process: Process, request: Request) -> LaunchFailed | None:
         """None once *process* took what it was offered; else why it did not: it has ended then."""

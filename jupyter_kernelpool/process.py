@@ -87,6 +87,12 @@ class Process:
         self.pid = self.record.pid = pid
         self._supervision.watch(pid, self._ended)
 
+    def prefix_ended(self, code: int) -> None:
+        """The program that stood before this process ended; with 0, the process has told, or is telling, who it is."""
+        if code:
+            text = f"the launch_prefix ended with status {code}: see the server's log"
+            _fail(self.ready, Unfit(text, reason=text, traceback="", kind="not_enforceable"))
+
     def offer(self, order: dict[str, Any], listeners: Sequence[int]) -> None:
         """Give the process its owner's identity and surroundings, in one step, without waiting (see `adopted`).
 
@@ -234,6 +240,8 @@ class Process:
 
     def _heard(self, message: dict[str, Any]) -> None:
         match message["event"]:
+            case "here":
+                self.own(message["pid"])
             case "warm":
                 self.own(message["pid"])
                 self.kernel_info = message.get("kernel_info")

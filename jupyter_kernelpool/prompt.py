@@ -16,6 +16,7 @@ from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from jupyter_kernelpool.allowance import Breach
+from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.provisioner import PoolProvisioner
@@ -85,6 +86,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     async def _async_pre_start_kernel(self, **kw: Any) -> Any:
         if self.provisioner is None and self.pool is not None and self.pool.active:
             self._put_provisioner(kw)
+        self._refuse_outside_sandbox()
         prepared = await super()._async_pre_start_kernel(**kw)
         self.kernel_starts()
         return prepared
@@ -213,6 +215,14 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     def kernel_starts(self) -> None:
         """Its first process, or the next one, is about to start: the former one runs no more."""
+
+    def _refuse_outside_sandbox(self) -> None:
+        """Raise `NotEnforceable` for a kernel that is to be confined and that others than we would start."""
+        pool = self.pool
+        if pool is None or not pool.enabled or self.pooled is not None or not pool.is_sandboxed(self.kernel_name):
+            return
+        why = "its kernelspec or the server names another provisioner" if pool.active else "the pool does not run"
+        raise NotEnforceable(f"the sandbox of {self.kernel_name!r} can't be made: {why}")
 
     def kernel_serves(self, process: Process) -> None:
         """*process*, the first or the next one behind this kernel, answers whoever connects."""

@@ -27,7 +27,7 @@ from jupyter_kernelpool.pool import Identity as Adoption
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
-from jupyter_kernelpool.recipes import CONNECTION_FILE
+from jupyter_kernelpool.recipes import CONNECTION_FILE, Recipe
 
 # What a start may carry besides, and still be served by a claim: the rest is for Popen, so for a cold start.
 CLAIMABLE_ARGUMENTS = {"env", "cwd", "kernel_id", "cmd"}
@@ -86,6 +86,8 @@ class PoolProvisioner(LocalProvisioner):
                     self._say_why_cold("its listeners could not be bound")
             elif not manager._connection_file_written:
                 await self._take_whole(self._asked)
+            if self._sandboxed and self.pool.recipe_for(self._asked).adoptable and self._recipe_pool is None:
+                self.ports_cached = self.identity.bind() or self.ports_cached
         try:
             prepared = await super().pre_launch(**kwargs)
         except BaseException:
@@ -101,6 +103,8 @@ class PoolProvisioner(LocalProvisioner):
         try:
             process = await self._take_origin(cmd) or self._whole or await self._claim(cmd)
             self._whole = None
+            if process is None and self._sandboxed:
+                process = await self._start_confined(cmd)
             if process is None:
                 await self._launch_cold(cmd, kwargs)
                 await self._limit(self.pid)
@@ -120,7 +124,7 @@ class PoolProvisioner(LocalProvisioner):
         arguments = {name for name, value in kwargs.items() if value not in (None, [], {})}
         if not self.pool.active:
             return None
-        if self.temporary and self.origin is None:
+        if self.temporary and self.origin is None and not self._sandboxed:
             self._say_why_cold("KernelPool.max_kernels are running, and it is temporary")
             return None
         if arguments - CLAIMABLE_ARGUMENTS:
@@ -181,6 +185,24 @@ class PoolProvisioner(LocalProvisioner):
             return None
         begun, self._begun = self._begun, None
         return await self.pool.claim(self._recipe_pool, self._asked, self._adoption(self.connection_info, cmd), begun)
+
+    @property
+    def _sandboxed(self) -> bool:
+        manager: Any = self.parent
+        return self.pool.is_sandboxed(manager.kernel_name)
+
+    async def _start_confined(self, cmd: list[str]) -> Process | None:
+        """A kernel of ours in its sandbox, or None where stock has to start it.
+
+        Raises `NotEnforceable`, `LaunchFailed`.
+        """
+        if self._asked is None or not self.identity.bound:
+            return None
+        recipe = self.pool.recipe_for(self._asked)
+        tried = self._recipe_pool is not None and self._recipe_pool.verified
+        return await self.pool.start_confined(
+            recipe, self._asked, self._adoption(self.connection_info, cmd, recipe), tried=tried
+        )
 
     async def _take_origin(self, cmd: list[str]) -> Process | None:
         """The fork that this kernel is to be, once it has its identity; raises `LaunchFailed`: never a fresh one."""
@@ -245,11 +267,15 @@ class PoolProvisioner(LocalProvisioner):
                 await self.kill()
             raise
 
-    def _adoption(self, connection_info: KernelConnectionInfo, cmd: list[str]) -> Adoption:
+    def _adoption(
+        self, connection_info: KernelConnectionInfo, cmd: list[str], recipe: Recipe | None = None
+    ) -> Adoption:
         manager: Any = self.parent
         info = {**connection_info, "key": _text(connection_info["key"])}
         path = os.path.realpath(manager.connection_file)  # as stock does: format_kernel_cmd
-        command = self._recipe_pool.recipe.command if self._recipe_pool is not None else None
+        if recipe is None and self._recipe_pool is not None:
+            recipe = self._recipe_pool.recipe
+        command = recipe.command if recipe is not None else None
         arguments = [path if part == CONNECTION_FILE else part for part in command.arguments] if command else []
         return Adoption(info, path, self.identity.descriptors(), cmd, arguments)
 
@@ -289,7 +315,10 @@ class PoolProvisioner(LocalProvisioner):
         self.record = Record(recipe=manager.kernel_name, way="cold", born=time.time(), kernel_id=self.kernel_id)
         metrics.record_born(self.record)
         try:
-            await super().launch_kernel([*cmd, *self._init_code_arguments()], **kwargs)
+            cmd = [*cmd, *self._init_code_arguments()]
+            if self._sandboxed:
+                cmd, kwargs = await self._confined(cmd, kwargs)
+            await super().launch_kernel(cmd, **kwargs)
         except BaseException as error:
             self.record.end(why=f"not started: {error}", now=time.time())
             raise
@@ -298,6 +327,17 @@ class PoolProvisioner(LocalProvisioner):
         self.record.move(State.ACTIVE, why="started cold", now=time.time())
         self._tracked_pid = self.pid
         self.pool.supervision.track(self.pid)
+
+    async def _confined(self, cmd: list[str], kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        """*cmd* and the arguments of its start, inside the sandbox. Raises `NotEnforceable`."""
+        manager: Any = self.parent
+        sandbox = self.pool.settings_for(manager.kernel_name).sandbox
+        confinement = self.pool.sandboxing.confine(sandbox, False)
+        assert confinement is not None
+        wrapped, env = await self.pool.sandboxing.wrap(
+            cmd, kwargs.get("env") or os.environ, confinement, manager.connection_file
+        )
+        return wrapped, {**kwargs, "env": env}
 
     def _init_code_arguments(self) -> list[str]:
         """What makes a cold kernel run the recipe's init code too, if that is known to end well."""

@@ -30,6 +30,7 @@ from jupyter_kernelpool.recipes import Recipe, fingerprint
 from jupyter_kernelpool.supervision import Supervision
 
 BREAKER_FAILURES = 3
+DECIDED = ("preload", "init_code", "not_enforceable")  # kinds of `Unfit` that are no matter of the launcher
 REMEMBERED_CLAIMS = 1000
 RESTLESS = 0.3
 RESTLESS_FOR = 5.0
@@ -279,7 +280,7 @@ class RecipePool:
             except LaunchFailed as failure:
                 await launcher.close()
                 error = failure
-                if not isinstance(failure, Unfit) or getattr(failure, "kind", "") in ("preload", "init_code"):
+                if not isinstance(failure, Unfit) or getattr(failure, "kind", "") in DECIDED:
                     break  # it may work another time; or another way of launching would run the same code
                 continue
             except BaseException:
@@ -380,7 +381,10 @@ class RecipePool:
             self._refuse_all(error)
         if reason not in self._reported:
             self._reported.add(reason)
-            self.log.warning("Kernels of %s start cold: %s", self.recipe.name, reason)
+            text = (
+                "Kernels of %s start cold: %s" if self.recipe.confinement is None else "No kernels of %s are made: %s"
+            )
+            self.log.warning(text, self.recipe.name, reason)
 
     def _refuse(self, error: LaunchFailed) -> None:
         while self.waiters:

@@ -11,9 +11,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from jupyter_kernelpool.sandbox import Confinement, Sandbox
 
 CONNECTION_FILE = "{connection_file}"
 PYTHON_NAMES = re.compile(r"python(\d+(\.\d+)?)?(\.exe)?$")
@@ -57,8 +59,9 @@ class Settings:
     init_code: str = ""
     launcher: str = "auto"
     load_timeout: float = 60.0
-    cull: tuple[tuple[str, float], ...] = ()  # what of KernelCuller differs; not part of the key either
     limits: tuple[tuple[str, float], ...] = ()  # by name, where they differ from KernelLimits; not part of the key
+    sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
+    cull: tuple[tuple[str, float], ...] = ()  # what of KernelCuller differs; not part of the key either
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Recipe:
 
     *environment* is the whole environment that templates and spawned kernels start with; only the part of it
     that acts at start is compared. *cwd* counts where a kernel can't be moved after its start (`whole`).
+    *confinement* is what the settings' sandbox comes to on this machine.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Recipe:
     start_environment: tuple[tuple[str, str], ...]
     cwd: str = ""
     transport: str = ""
+    confinement: Confinement | None = None
     environment: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -86,7 +91,7 @@ class Recipe:
         """A short digest of all that counts."""
         parts = [
             self.kernel_name, self.argv, self.content, self.settings.preload, self.settings.init_code,
-            self.settings.launcher, self.start_environment, self.cwd, self.transport,
+            self.settings.launcher, self.start_environment, self.cwd, self.transport, repr(self.confinement),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, default=list).encode()).hexdigest()[:12]
 
@@ -149,13 +154,18 @@ def build_recipe(
     settings: Settings,
     cwd: str = "",
     transport: str = "",
+    confine: Callable[[Sandbox, bool], Confinement | None] = lambda sandbox, adoptable: None,
 ) -> Recipe:
     """The recipe that a request for *spec* with environment *env* needs.
 
-    *cwd* and *transport* count only where the kernel can't be moved after its start.
+    *cwd* and *transport* count only where the kernel can't be moved after its start. *confine* says what is done
+    for a sandbox, the kernel being one that takes its listeners at the claim, or not.
     """
     command = read_python_command(list(spec.argv)) if spec.language.lower() == "python" else None
     adoptable = command is not None and settings.launcher != "whole"
+    confinement = confine(settings.sandbox, adoptable)
+    if confinement is not None:
+        env = confinement.environment(env)
     return Recipe(
         name=kernel_name,
         kernel_name=kernel_name,
@@ -167,6 +177,7 @@ def build_recipe(
         start_environment=start_environment(env, libraries_loaded=bool(settings.preload or settings.init_code)),
         cwd="" if adoptable else cwd,
         transport="" if adoptable else transport,
+        confinement=confinement,
         environment=dict(env),
     )
 

@@ -7,8 +7,9 @@ from typing import Any
 from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.recipes import Settings
+from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS, read_sandbox
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull")
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull", *SANDBOX_SETTINGS)
 CULL_NAMES = ("idle_timeout", "busy_timeout", "max_life", "connected", "warn_before")
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
@@ -40,7 +41,8 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
     preload = read_preload(name, given.get("preload", list(general.preload)))
     limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
     cull = read_recipe_cull(name, given["cull"]) if "cull" in given else general.cull
-    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, cull, limits)
+    sandbox = read_sandbox(name, given)
+    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox, cull)
 
 
 def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:

@@ -7,7 +7,7 @@ what it owns and what it was asked to track, removes the files and folders it wa
 
 Orders (JSON, see `kernelside.wire`), each with an `id` that the answer repeats:
 - `spawn`: start `argv` with `env` in `cwd`; with `settings`, the descriptors that came along (the first is
-  the process's socket) and the lifeline are passed on and named in a last argument of JSON;
+  the process's socket) and the lifeline are passed on and named, with our pid, in a last argument of JSON;
 - `watch`: report the end of `pid` (a child by now, or already gone);
 - `track`, `untrack`: kill the session of `pid` (a kernel that the server spawned itself) at the end, or not;
 - `guard`, `release`: remove `paths` at the end, or not.
@@ -112,7 +112,7 @@ class Supervisor:
         argv = list(order["argv"])
         passed: tuple[int, ...] = ()
         if order.get("settings") is not None:
-            settings = dict(order["settings"], orders=fds[0], lifeline=self.lifeline)
+            settings = dict(order["settings"], orders=fds[0], lifeline=self.lifeline, supervisor=os.getpid())
             argv.append(json.dumps(settings))
             passed = (fds[0], self.lifeline)
         process = subprocess.Popen(  # noqa: S603

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -24,10 +25,11 @@ from ipykernel.kernelapp import IPKernelApp
 from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import new_id
 
-from . import magics
+from . import confine, magics
 from .history import LateHistory, without_history
 from .machinery import Machinery
 
+DEBUG_SHELL = "inproc://jupyter-kernelpool-debug-shell"
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 BIND_TIMEOUT = 10.0
 CONTROL_TIMEOUT = 1.0
@@ -220,6 +222,8 @@ class UnboundKernelApp(IPKernelApp):
         uses it: ZeroMQ sockets are not to be shared. `serve` waits until they all are.
         """
         self.connection_file = connection_file
+        with contextlib.suppress(OSError):  # for %connect_info and its like; nothing else reads it
+            confine.show(connection_file, json.dumps(info, indent=2).encode())
         self.load_connection_info(info)  # type: ignore[arg-type]
         endpoint = {name: self._endpoint(getattr(self, f"{name}_port")) for name in CHANNELS}
         handed = dict(zip(CHANNELS, listeners, strict=True))
@@ -234,9 +238,8 @@ class UnboundKernelApp(IPKernelApp):
                 ("stdin", None, self.stdin_socket),
             )
         ]
-        if hasattr(self, "_apply_curve_client_options"):
-            self._apply_curve_client_options(self.debug_shell_socket)
-        self.debug_shell_socket.connect(endpoint["shell"])
+        # Not over the network, as stock: the kernel's may be another one than the listener's.
+        self.debug_shell_socket.connect(DEBUG_SHELL)
         self._hand_heartbeat(handed["hb"])
         self._ports = {name: getattr(self, f"{name}_port") for name in CHANNELS}
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
@@ -316,6 +319,8 @@ class UnboundKernelApp(IPKernelApp):
                 self._apply_curve_server_options(sock)
             elif getattr(self, "curve_secretkey", None):
                 raise RuntimeError("this ipykernel cannot encrypt its transport")
+            if sock is self.shell_socket:
+                sock.bind(DEBUG_SHELL)
             bind_to_listener(sock, endpoint, listener)
 
         return begin_in(loop, bind)

@@ -72,6 +72,15 @@ def cut_history(history: Any, kept: list[Any]) -> None:
     history.db_input_cache_lock, history.db_output_cache_lock = threading.Lock(), threading.Lock()
 
 
+def _can_be_written(file: Any) -> bool:
+    """Whether history can be kept in *file*, which is made: not in every sandbox."""
+    try:
+        with open(file, "ab"):
+            return True
+    except OSError:
+        return str(file) == ":memory:"
+
+
 class LateHistory:
     """Switches the history of *kernel*'s shell on, in a thread of its own: after `DELAY` s, or when needed."""
 
@@ -116,6 +125,8 @@ class LateHistory:
 
         history, stock = self._history, type(self._history)
         history.enabled = True
+        if not _can_be_written(history.hist_file):
+            history.hist_file = ":memory:"
         try:
             stock.init_db(history)
             stock.new_session(history)

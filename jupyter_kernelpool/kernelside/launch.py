@@ -1,7 +1,8 @@
 """The script that a launcher starts with the kernel's interpreter: `python launch.py '<settings as JSON>'`.
 
 Settings: `mode` (`template` or `warm`), `orders` and `lifeline` (inherited descriptors; lifeline may be -1),
-`arguments` (for the kernel's application), `preload`, `init_code`.
+`arguments` (for the kernel's application), `preload`, `init_code`, and `confine`: null or an order to
+`confine`, to which `prefixed` adds that another program stands between the supervisor (`supervisor`) and us.
 """
 
 from __future__ import annotations
@@ -32,16 +33,27 @@ def main() -> None:
     load_package()
     import socket
 
-    from _jupyter_kernelpool import lifeline, wire  # type: ignore[import-not-found]
+    from _jupyter_kernelpool import confine, lifeline, wire  # type: ignore[import-not-found]
 
     orders = socket.socket(fileno=settings["orders"])
     os.set_inheritable(orders.fileno(), False)
+    order = settings.get("confine") or {}
     try:
+        if order.get("prefixed"):
+            confine.stand_alone(settings["supervisor"])
         if settings["lifeline"] >= 0:
             os.set_inheritable(settings["lifeline"], False)
             lifeline.hold(settings["lifeline"])
+        if order.get("prefixed"):
+            wire.send(orders, {"event": "here", "pid": os.getpid()})
+            confine.let_prefix_end()
+        confine.confine(order)
         sys.argv[:] = [sys.argv[0]]
         check_versions()
+    except confine.CannotConfine as error:
+        wire.send(orders, {"event": "unfit", "kind": "not_enforceable", "reason": str(error), "traceback": ""})
+        confine.let_prefix_end()
+        os._exit(1)
     except BaseException as error:
         wire.send(orders, {"event": "unfit", "reason": str(error), "traceback": ""})
         os._exit(1)

@@ -8,6 +8,7 @@ import socket
 
 from jupyter_kernelpool.errors import Unfit
 from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.launchers.confined import is_prefixed, kill_prefix, prove
 from jupyter_kernelpool.launchers.template import kernelside_command, kernelside_settings
 from jupyter_kernelpool.process import Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
@@ -22,6 +23,7 @@ class SpawnLauncher(Launcher):
         if not self.recipe.adoptable:
             reason = "not a Python kernel that ipykernel launches"
             raise Unfit(reason, reason=reason, traceback="")
+        await prove(self.recipe)
 
     def watched(self) -> list[str]:
         command = self.recipe.command
@@ -44,8 +46,15 @@ class SpawnLauncher(Launcher):
         except BaseException:
             process.discard("not spawned")
             raise
-        process.own(pid)
-        await until_ready(process, self.recipe.settings.load_timeout)
+        if is_prefixed(self.recipe):  # the kernel behind it says itself who it is
+            self.supervision.watch(pid, process.prefix_ended)
+        else:
+            process.own(pid)
+        try:
+            await until_ready(process, self.recipe.settings.load_timeout)
+        finally:
+            if is_prefixed(self.recipe) and not process.pid:
+                kill_prefix(pid)
         return process
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
 from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.launchers.confined import NOT_ENFORCEABLE, is_prefixed, prove
 from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import resolve_interpreter
@@ -22,9 +23,10 @@ LAUNCH_SCRIPT = Path(__file__).parent.parent / "kernelside" / "launch.py"
 
 
 def kernelside_command(recipe: Any) -> list[str]:
-    """The command that starts `kernelside` in the recipe's environment (the settings follow as JSON)."""
+    """The command that starts `kernelside` in the recipe's environment and sandbox (the settings follow as JSON)."""
     command = recipe.command
-    return [resolve_interpreter(command.interpreter), *command.options, str(LAUNCH_SCRIPT)]
+    prefix = recipe.confinement.prefix if recipe.confinement is not None else ()
+    return [*prefix, resolve_interpreter(command.interpreter), *command.options, str(LAUNCH_SCRIPT)]
 
 
 def kernelside_settings(recipe: Any, mode: str) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def kernelside_settings(recipe: Any, mode: str) -> dict[str, Any]:
         "arguments": list(recipe.command.arguments),
         "preload": list(recipe.settings.preload),
         "init_code": recipe.settings.init_code,
+        "confine": recipe.confinement.order if recipe.confinement is not None else None,
     }
 
 
@@ -48,6 +51,7 @@ class TemplateLauncher(Launcher):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._pid = 0
+        self._prefix = 0  # the process of a launch_prefix, until the template behind it has said who it is
         self._loaded = False
         self._channel: Channel | None = None
         self._ready: asyncio.Future[dict[str, Any]] | None = None
@@ -84,6 +88,7 @@ class TemplateLauncher(Launcher):
         if reason is not None:
             raise Unfit(reason, reason=reason, traceback="")
         await self.close()
+        await prove(self.recipe)
         ours, its = socket.socketpair()
         ready = self._ready = asyncio.get_running_loop().create_future()
         self._channel = Channel(ours, self._heard, self._lost)
@@ -97,6 +102,7 @@ class TemplateLauncher(Launcher):
                     fds=[its.fileno()],
                 )
             self._pid = spawned
+            self._prefix = spawned if is_prefixed(self.recipe) else 0
             self.supervision.watch(spawned, lambda code: self._ended(spawned, code))
             try:
                 async with asyncio.timeout(self.recipe.settings.load_timeout):
@@ -124,15 +130,19 @@ class TemplateLauncher(Launcher):
 
     async def close(self) -> None:
         pid, self._pid, self._loaded = self._pid, 0, False
+        end = os.killpg if pid == self._prefix else os.kill  # behind a prefix it may not have said yet who it is
         if self._channel is not None:
             self._channel.close()
             self._channel = None
             if pid:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    end(pid, signal.SIGKILL)
 
     def _heard(self, message: dict[str, Any]) -> None:
         match message["event"]:
+            case "here":  # behind a prefix, whose process ends now
+                self._pid = pid = message["pid"]
+                self.supervision.watch(pid, lambda code: self._ended(pid, code))
             case "ready":
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(message)
@@ -144,14 +154,17 @@ class TemplateLauncher(Launcher):
                 self._forks.failed(message)
 
     def _ended(self, pid: int, code: int) -> None:
-        if pid != self._pid:
-            return
+        if pid != self._pid or (pid == self._prefix and code == 0):
+            return  # a prefix ends so once the template behind it has told who it is, and that is on its way
         self._pid = 0  # not ours to signal any longer
         self._lost()
         if self._ready is None or self._ready.done():
             return
         if code == -signal.SIGKILL:  # by the system, an operator, or the lifeline: no fault of the recipe's
             self._ready.set_exception(LaunchFailed("the template was killed while it was loading"))
+        elif pid == self._prefix:
+            text = f"the launch_prefix ended with status {code}: see the server's log"
+            self._ready.set_exception(Unfit(text, reason=text, traceback="", kind=NOT_ENFORCEABLE))
         else:
             text = "the template ended while it was loading: a preload or the init code ends the process"
             self._ready.set_exception(Unfit(text, reason=text, traceback="", kind="init_code"))

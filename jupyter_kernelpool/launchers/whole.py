@@ -21,6 +21,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
 from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.launchers.confined import confined_command, prove
 from jupyter_kernelpool.process import Process, until_ready
 from jupyter_kernelpool.recipes import resolve_interpreter
 
@@ -37,6 +38,7 @@ class WholeLauncher(Launcher):
         if shutil.which(program) is None:
             reason = f"{program!r} is not to be found"
             raise Unfit(reason, reason=reason, traceback="")
+        await prove(self.recipe)
 
     def watched(self) -> list[str]:
         """The program and the kernelspec's folder; what else a kernel of another language reads is unknown."""
@@ -53,7 +55,7 @@ class WholeLauncher(Launcher):
         process.connection = {**info, "file": path}
         try:
             pid = await self.supervision.spawn(
-                self._command(path),
+                confined_command(self._command(path), self.recipe.confinement, path),
                 env={**self.recipe.environment, "JPY_PARENT_PID": str(self.supervision.pid)},
                 cwd=self.recipe.cwd or "/",
                 settings=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from jupyter_kernelpool.memory import Memory
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.recipe_pool import Failure, RecipePool
+from jupyter_kernelpool.recipes import Recipe
+from jupyter_kernelpool.sandbox import LANDLOCK_NEEDED
 
 Model = dict[str, Any]
 OWNED = frozenset({State.ACTIVE, State.UNRESPONSIVE, State.HELD})
@@ -66,6 +69,11 @@ def capabilities(manager: Any, why: str | None) -> Model:
         reason = why or (None if way in offered else "KernelPool.launchers does not name it")
         found[name] = {"available": reason is None, "why": reason}
     found["limits"] = enforcement_model(manager, why)
+    landlock = pool.sandboxing.landlock if pool is not None else 0
+    found["landlock"] = {"available": landlock >= LANDLOCK_NEEDED, "why": why or why_no_landlock(landlock)}
+    found["bubblewrap"] = {"available": False, "why": "bwrap is not on PATH"}
+    if shutil.which("bwrap"):
+        found["bubblewrap"] = {"available": True, "why": None}
     alive = pool is not None and pool.supervision.ready
     found["supervisor"] = {"alive": alive, "pid": pool.supervision.pid if pool and alive else None}
     found["platform"] = {
@@ -99,6 +107,13 @@ def breach_model(breach: Breach | None) -> Model | None:
         "outcome": breach.outcome,
         "state_lost": breach.state_lost,
     }
+
+
+def why_no_landlock(version: int) -> str | None:
+    """Why Landlock of *version* can't hold `writable`, or None."""
+    if version >= LANDLOCK_NEEDED:
+        return None
+    return f"version {LANDLOCK_NEEDED} is needed (Linux 6.2), here is {version or 'none'}"
 
 
 # -- recipes ----------------------------------------------------------------------------------------
@@ -148,7 +163,23 @@ def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, m
             "launcher": settings.launcher,
             "limits": dict(settings.limits),
             "cull": dict(settings.cull),
+            "sandbox": sandbox_model(recipe),
         },
+    }
+
+
+def sandbox_model(recipe: Recipe) -> Model | None:
+    """How kernels of *recipe* are confined; None where they are not."""
+    sandbox, confinement = recipe.settings.sandbox, recipe.confinement
+    if confinement is None:
+        return None
+    return {
+        "preset": sandbox.preset,
+        "launch_prefix": list(confinement.prefix),
+        "network": sandbox.network,
+        "writable": list(confinement.writable) if confinement.writable is not None else None,
+        "hidden": list(confinement.hidden),
+        "lacks": confinement.lacks,
     }
 
 

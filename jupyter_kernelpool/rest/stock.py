@@ -1,5 +1,5 @@
 """Jupyter's own POST /api/kernels and /api/sessions, telling why a start is refused: 503 with Retry-After when all
-places are taken, 429 for a quota, 501 for a limit that can't be enforced.
+places are taken, 429 for a quota, 501 for a limit or a sandbox that can't be held.
 
 Upstream workaround: the kernel manager can refuse a start only by an exception. jupyter_server sends no
 Retry-After for any (`APIHandler.write_error` looks at message and reason only), and `SessionRootHandler.post`

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,14 @@ def kp_server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPa
     server = kp_servers(tmp_path_factory.mktemp("server"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kp_bwrap() -> str:
+    """Bubblewrap's program, without which a test fails: CI has it."""
+    program = shutil.which("bwrap")
+    assert program is not None, "bwrap is not on PATH: install bubblewrap (on Debian: apt-get install bubblewrap)"
+    return program
 
 
 @pytest.fixture(scope="module")
