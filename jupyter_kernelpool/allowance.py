@@ -119,6 +119,7 @@ class Breach:
     """A limit that was crossed: what was *allowed*, what was *seen* (the most), and when (seconds since the epoch).
 
     *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system) or `truncated`.
+    *group* names the kernels that crossed it together, if it is a limit on their sum.
     """
 
     limit: str
@@ -126,7 +127,10 @@ class Breach:
     seen: float
     at: float
     outcome: str
+    group: str = ""
 
     def __str__(self) -> str:
         allowed, seen = human(self.limit, self.allowed), human(self.limit, self.seen)
+        if self.group:
+            return f"{self.limit.replace('_', ' ')} limit of {self.group}: {seen} used together, {allowed} allowed"
         return f"{self.limit.replace('_', ' ')} limit: {seen} used, {allowed} allowed"

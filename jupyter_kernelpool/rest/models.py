@@ -97,6 +97,7 @@ def breach_model(breach: Breach | None) -> Model | None:
         "seen": breach.seen,
         "at": rfc3339(breach.at),
         "outcome": breach.outcome,
+        "group": breach.group or None,
     }
 
 
