@@ -136,6 +136,7 @@ class Breach:
 
     *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system), `truncated` or
     `reported` (nothing could be done).
+    *group* names the kernels that crossed it together, if it is a limit on their sum.
     """
 
     limit: str
@@ -143,6 +144,7 @@ class Breach:
     seen: float
     at: float
     outcome: str
+    group: str = ""
 
     @property
     def state_lost(self) -> bool:
@@ -151,4 +153,6 @@ class Breach:
 
     def __str__(self) -> str:
         allowed, seen = human(self.limit, self.allowed), human(self.limit, self.seen)
+        if self.group:
+            return f"{self.limit.replace('_', ' ')} limit of {self.group}: {seen} used together, {allowed} allowed"
         return f"{self.limit.replace('_', ' ')} limit: {seen} used, {allowed} allowed"

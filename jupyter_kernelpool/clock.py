@@ -190,7 +190,7 @@ class Clock:
             return
         watch.stop()
         if watch.standing.interrupted_at is not None and not execution.lost:
-            self._guard.note(kernel_id, self._breach(kernel_id, watch, "interrupted"))
+            self._guard.consequences.note(kernel_id, self._breach(kernel_id, watch, "interrupted"))
 
     # -- what is done -------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Clock:
             case Report():
                 text = f"Execution time: {allowed} allowed. It goes on: an interrupt would not reach its subshell."
                 self._edge.say(kernel_id, text, execution.header)
-                self._guard.note(kernel_id, self._breach(kernel_id, watch, "reported"))
+                self._guard.consequences.note(kernel_id, self._breach(kernel_id, watch, "reported"))
             case Interrupt(again):
                 if not again:
                     self._edge.say(
@@ -262,7 +262,7 @@ class Clock:
             return
         restore = self._restores(kernel_id)
         breach = self._breach(kernel_id, watch, "killed")
-        await self._guard.end_for(kernel_id, breach)
+        await self._guard.consequences.end_for(kernel_id, breach)
         self._edge.give_up(kernel_id, "ExecutionTimeout", self._last_words(breach, restore=restore))
         self._edge.declare_restarting(kernel_id)
         kernel.execution_state = "starting"
@@ -271,13 +271,13 @@ class Clock:
         except Exception as error:
             self._stays_dead(kernel_id, breach, error)
             return
-        self._guard.note(kernel_id, replace(breach, outcome=outcome))
+        self._guard.consequences.note(kernel_id, replace(breach, outcome=outcome))
         if restore and outcome != "restored":
             self._edge.say(kernel_id, "The checkpoint could not be restored: all variables are lost.", {})
 
     def _stays_dead(self, kernel_id: str, breach: Breach, error: Exception) -> None:
         log.warning("Kernel %s could not be restarted: %r", kernel_id, error)
-        self._guard.note(kernel_id, breach)
+        self._guard.consequences.note(kernel_id, breach)
         if kernel_id in self._manager:
             kernel = self._manager.get_kernel(kernel_id)
             kernel.execution_state, kernel.reason = "dead", str(breach)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+QUIET = 10.0  # seconds without being slowed down, after which the next time is told again
 CALM = 0.95  # of the share that was crossed: below it the next crossing counts anew
 
 
@@ -89,3 +90,12 @@ def note_refusals(standing: Standing, *, used: float, allowed: float, policy: Po
     if share >= policy.warn_at and not standing.warned:
         return replace(standing, warned=True), Warn()
     return standing, None
+
+
+def note_throttling(standing: Standing, *, throttled: bool, now: float) -> tuple[Standing, bool]:
+    """For a limit that is held by slowing down, and whether to tell of it: once, until it was not for a while."""
+    if throttled:
+        return replace(standing, warned=True, over_since=now), not standing.warned
+    if standing.over_since is not None and now - standing.over_since >= QUIET:
+        return Standing(), False
+    return standing, False

@@ -1,4 +1,6 @@
-"""Holds the server's kernels to their limits: has enforcers set and read them, and does what `escalation` says."""
+"""Holds the server's kernels to their limits: has enforcers set and read them, judges what they read by `escalation`
+and `sums`, and has `consequences` do what comes of that.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from jupyter_kernelpool.allowance import Allowance, Breach, human
+from jupyter_kernelpool.allowance import Allowance, Breach
+from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.ending import end_tree
 from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable
-from jupyter_kernelpool.escalation import Interrupt, Kill, Note, Standing, Step, Warn, escalate, note_refusals
+from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.sums import Group, Sums
 
 MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
@@ -32,30 +35,32 @@ class Guard:
     def __init__(self, manager: Any, limits: KernelLimits, edge: Edge, events: Events) -> None:
         """Raises `NotEnforceable` when the configuration limits what can't be limited on this machine."""
         self.limits = limits
-        self.edge = edge
-        self.events = events
-        self.breaches: dict[str, Breach] = {}  # the last one of each kernel
         self.on_change: list[Callable[[str], None]] = []  # told the id of a kernel whose limits change
         self._manager = manager
         self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
+        self._allowances: dict[str, Allowance] = {}  # what each process was held to from its beginning
         self._subjects: dict[str, Subject] = {}
         self._readings: dict[str, Reading] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
+        self.sums = Sums(limits.policy)
+        self._enforced: set[str] = set()  # kernels of which enforcers know
         self._task: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()
         self.enforcers: list[Enforcer] = [make(limits.policy.hard - 1.0) for make in limits.enforcers]
         self.held: Held = assign(self.enforcers)
+        self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
         self.refuse_unenforceable(limits.allowance, "KernelLimits")
-        self.refuse_unenforceable(limits.total, "KernelLimits.total")
         for kernel_name in manager.pool.recipes:
             self.refuse_unenforceable(self.allowance_for(kernel_name), f"KernelPool.recipes[{kernel_name!r}]")
+        self.hold_together(self._all_kernels, limits.total, "KernelLimits.total")
 
     # -- what is allowed ----------------------------------------------------------------------------
 
     def allowance_of(self, kernel_id: str) -> Allowance:
         """What the kernel may use: what was said of it, of its recipe, or in general."""
-        if kernel_id in self._own:
-            return self._own[kernel_id]
+        for known in (self._own, self._allowances):
+            if kernel_id in known:
+                return known[kernel_id]
         kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
         return self.allowance_for(kernel.kernel_name) if kernel is not None else self.limits.allowance
 
@@ -89,16 +94,37 @@ class Guard:
 
     async def change(self, kernel_id: str, changes: dict[str, float]) -> Allowance:
         """Limit one kernel otherwise from now on. Raises `Loosens`, `NotEnforceable`; it is as before then."""
-        present = self.allowance_of(kernel_id)
+        present, own = self.allowance_of(kernel_id), self._own.get(kernel_id)
         changed = present.changed(changes) if self.limits.allow_loosen else present.tightened(changes)
         self.refuse_unenforceable(changed, f"kernel {kernel_id}")
+        self._own[kernel_id] = changed  # at once: whoever changes it meanwhile goes on from here
         subject = self._subjects.get(kernel_id)
         if subject is not None:
-            await self._hold(subject, changed)
-        self._own[kernel_id] = changed
+            try:
+                await self._hold(subject)
+            except BaseException:
+                if self._own.get(kernel_id) is changed:
+                    self._own.pop(kernel_id) if own is None else self._own.update({kernel_id: own})
+                raise
+            self._wake()
         for listener in self.on_change:
             listener(kernel_id)
         return changed
+
+    def hold_together(self, find_groups: Callable[[], Iterable[Group]], most: Allowance, whose: str) -> None:
+        """From now on judge the sums of the groups that *find_groups*, called at each look, gives.
+
+        *most* has every limit that one of them may have; raises `NotEnforceable`, naming *whose* it is.
+        """
+        self.refuse_unenforceable(most, whose)
+        self.sums.add(find_groups, most)
+        for enforcer in self.enforcers:
+            enforcer.exact = "memory" in self.sums.limited
+
+    @property
+    def breaches(self) -> dict[str, Breach]:
+        """The last limit that each kernel crossed, by kernel id."""
+        return self.consequences.breaches
 
     # -- the lives of kernels -----------------------------------------------------------------------
 
@@ -113,42 +139,44 @@ class Guard:
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
         subject = Subject(kernel_id, pid, inherited)
         self._subjects[kernel_id] = subject
-        self._calm(kernel_id)
-        try:
-            await self._hold(subject, allowance)
-        except BaseException:
-            self._subjects.pop(kernel_id, None)
-            raise
+        self._allowances[kernel_id] = allowance
         if own is not None:
             self._own[kernel_id] = own
+        self._clean_slate(kernel_id)
+        try:
+            await self._hold(subject)
+        except BaseException:
+            if self._subjects.get(kernel_id) is subject:
+                del self._subjects[kernel_id]
+            raise
         self._wake()
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
-        self._own.pop(kernel_id, None)
-        self._readings.pop(kernel_id, None)
-        self.breaches.pop(kernel_id, None)
-        self._calm(kernel_id)
-        if self._subjects.pop(kernel_id, None) is not None:
+        for known in (self._own, self._allowances, self.sums.caps, self._subjects, self.breaches):
+            known.pop(kernel_id, None)
+        self._clean_slate(kernel_id)
+        if kernel_id in self._enforced:
+            self._enforced.discard(kernel_id)
             self._begin(self._let_go(kernel_id))
 
     def set_apart(self, pid: int) -> None:
         """*pid*, a checkpoint's process, is held to its kernel's limits no more."""
-        if self._subjects:
+        if self._enforced:
             self._begin(self._set_apart(pid))
 
     async def explain_end(self, kernel_id: str) -> bool:
         """The kernel's process ended by itself: whether a limit was the cause, and the kernel stays dead for it."""
         subject = self._subjects.get(kernel_id)
-        if subject is None or not self.allowance_of(kernel_id).limited & MEASURED:
+        if subject is None or kernel_id not in self._enforced:
             return False
         for enforcer in self.enforcers:
             limit = await asyncio.to_thread(enforcer.why_ended, subject)
-            if limit is not None:
+            if limit is not None and self._subjects.get(kernel_id) is subject:
                 allowed = getattr(self.allowance_of(kernel_id), limit)
                 peak = self._readings.get(kernel_id, Reading()).peak if limit == "memory" else 0
                 seen = max(allowed, peak, self._standing(kernel_id, limit).seen)
-                await self._ended(kernel_id, Breach(limit, allowed, seen, time.time(), "killed"))
+                await self.consequences.ended(kernel_id, Breach(limit, allowed, seen, time.time(), "killed"))
                 return True
         return False
 
@@ -160,7 +188,10 @@ class Guard:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
         for enforcer in self.enforcers:
-            await asyncio.to_thread(enforcer.close)
+            try:
+                await asyncio.to_thread(enforcer.close)
+            except Exception:
+                log.exception("Enforcer %s left something behind", enforcer.name)
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -178,140 +209,106 @@ class Guard:
             await asyncio.sleep(self.limits.interval / (QUICKER if near else 1.0))
 
     def _watched(self) -> dict[str, Subject]:
-        totals = bool(self.limits.total.limited)
         return {
             kernel_id: subject
             for kernel_id, subject in self._subjects.items()
-            if totals or self.allowance_of(kernel_id).limited & MEASURED
+            if self.sums.limited or self.allowance_of(kernel_id).limited & MEASURED
         }
 
     async def _look(self, watched: dict[str, Subject]) -> bool:
         """Read and judge all kernels once; whether one of them is near a limit."""
+        read = await self._read(list(watched.values()))
+        readings = {
+            kernel_id: reading
+            for kernel_id, reading in read.items()
+            if kernel_id in watched and self._subjects.get(kernel_id) is watched[kernel_id]  # else it was replaced
+        }
+        near = False
+        for kernel_id, reading in readings.items():
+            try:
+                near |= self._judge(watched[kernel_id], reading)
+            except Exception:
+                log.exception("Kernel %s: what it uses could not be judged", kernel_id)
+        self._readings.update(readings)
+        return (bool(self.sums.limited) and await self._judge_sums(watched, readings)) or near
+
+    async def _read(self, subjects: list[Subject]) -> dict[str, Reading]:
         readings: dict[str, Reading] = {}
         ours = frozenset(self._manager.pool.supervision.pids)
         for enforcer in self.enforcers:
-            if not self.held.limits_of(enforcer):
+            limits = self.held.limits_of(enforcer)
+            if not limits:
                 continue
-            subjects = list(watched.values())
-            for kernel_id, reading in (await asyncio.to_thread(enforcer.read, subjects, ours)).items():
-                readings[kernel_id] = _joined(readings.get(kernel_id), reading, self.held.limits_of(enforcer))
-        near = False
-        for kernel_id, reading in readings.items():
-            if self._subjects.get(kernel_id) is watched[kernel_id]:  # else it was replaced meanwhile
-                near |= self._judge(kernel_id, reading)
-        self._readings.update(readings)
-        return near
+            try:
+                found = await asyncio.to_thread(enforcer.read, subjects, ours)
+            except Exception:
+                log.exception("Enforcer %s could not read what kernels use", enforcer.name)
+                continue
+            for kernel_id, reading in found.items():
+                readings[kernel_id] = _joined(readings.get(kernel_id), reading, limits)
+        return readings
 
-    def _judge(self, kernel_id: str, reading: Reading) -> bool:
-        allowance, near = self.allowance_of(kernel_id), False
-        before = self._readings.get(kernel_id)
-        if before is not None and reading.throttled > before.throttled:
-            self._throttled(kernel_id, reading.used.get("cpu", 0.0), allowance.cpu)
+    def _judge(self, subject: Subject, reading: Reading) -> bool:
+        kernel_id, near, now = subject.kernel_id, False, time.monotonic()
+        allowance = self.allowance_of(kernel_id)
+        self._judge_speed(kernel_id, reading, now)
         for limit in allowance.limited & MEASURED - {"cpu"}:
             if limit not in reading.used:
                 continue
             used, allowed = reading.used[limit], getattr(allowance, limit)
             near |= used > NEAR * allowed
-            standing = self._standing(kernel_id, limit)
+            standing, policy = self._standing(kernel_id, limit), self.limits.policy
             if limit in REFUSED_BY_SYSTEM:
-                standing, step = note_refusals(standing, used=used, allowed=allowed, policy=self.limits.policy)
+                standing, step = note_refusals(standing, used=used, allowed=allowed, policy=policy)
             else:
-                standing, step = escalate(
-                    standing, used=used, allowed=allowed, policy=self.limits.policy, now=time.monotonic()
-                )
+                standing, step = escalate(standing, used=used, allowed=allowed, policy=policy, now=now)
             self._standings[kernel_id, limit] = standing
             if step is not None:
-                self._begin(self._act(kernel_id, limit, allowed, standing.seen, step))
+                self._take(subject, Breach(limit, allowed, standing.seen, time.time(), ""), step)
         return near
 
-    # -- what is done about it ----------------------------------------------------------------------
+    def _judge_speed(self, kernel_id: str, reading: Reading, now: float) -> None:
+        before = self._readings.get(kernel_id)
+        throttled = before is not None and reading.throttled > before.throttled
+        standing, tell = note_throttling(self._standing(kernel_id, "cpu"), throttled=throttled, now=now)
+        self._standings[kernel_id, "cpu"] = standing
+        if tell and before is not None:
+            seen = max(reading.used.get("cpu", 0.0), before.used.get("cpu", 0.0))
+            self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, seen)
 
-    async def _act(self, kernel_id: str, limit: str, allowed: float, seen: float, step: Step) -> None:
-        breach = Breach(limit, allowed, seen, time.time(), "interrupted")
-        match step:
-            case Warn():
-                text = f"{limit.replace('_', ' ').capitalize()}: {human(limit, seen)} of {human(limit, allowed)} used."
-                self.edge.say(kernel_id, text)
-                self.events.emit("warned", kernel_id, now=breach.at, reason=text, **_facts(breach))
-            case Note():
-                self.note(kernel_id, Breach(limit, allowed, seen, breach.at, "refused"))
-                self.edge.say(kernel_id, f"{breach}; the operating system refuses more.")
-            case Interrupt():
-                self.note(kernel_id, breach)
-                self.edge.say(
-                    kernel_id, f"{breach}. Interrupted; the kernel is ended if that does not help within "
-                    f"{self.limits.grace:g} s.",
-                )  # fmt: skip
-                await self._manager.get_kernel(kernel_id).interrupt_kernel()
-            case Kill():
-                await self._kill(kernel_id, Breach(limit, allowed, seen, breach.at, "killed"))
-
-    def note(self, kernel_id: str, breach: Breach) -> None:
-        """The kernel crossed a limit: remember, log and publish it."""
-        self.breaches[kernel_id] = breach
-        log.warning("Kernel %s: %s; %s", kernel_id, breach, breach.outcome)
-        outcome = {"outcome": breach.outcome, "state_lost": breach.state_lost}
-        self.events.emit("breached", kernel_id, now=breach.at, reason=str(breach), **outcome, **_facts(breach))
-
-    def _throttled(self, kernel_id: str, used: float, allowed: float) -> None:
-        standing = self._standing(kernel_id, "cpu")
-        if not standing.warned:
-            self._standings[kernel_id, "cpu"] = Standing(warned=True)
-            text = f"Slowed down to {human('cpu', allowed)}."
-            self.events.emit(
-                "throttled", kernel_id, now=time.time(), reason=text, limit="cpu", allowed=allowed, seen=used
-            )
-
-    async def _kill(self, kernel_id: str, breach: Breach) -> None:
-        subject = self._subjects.get(kernel_id)
-        if subject is None:
-            return
-        kernel = self._manager.get_kernel(kernel_id)
-        kernel.stays_dead_for = breach  # before it ends: nobody is to restart it
-        await self._end(subject)
-        await self._ended(kernel_id, breach)
-
-    async def end_for(self, kernel_id: str, breach: Breach) -> None:
-        """End the kernel's processes for *breach*; nobody but the caller is to start the next one."""
-        kernel = self._manager.get_kernel(kernel_id)
-        kernel.stays_dead_for = breach  # before it ends
-        subject = self._subjects.pop(kernel_id, None)
-        if subject is not None:
-            await self._end(subject)
-
-    async def _end(self, subject: Subject) -> None:
-        for enforcer in self.enforcers:
-            await asyncio.to_thread(enforcer.end, subject)
-        others = self._manager.pool.supervision.pids - {subject.pid}
-        if not await asyncio.to_thread(end_tree, subject.pid, others):
-            log.warning("Kernel %s: not every process of it could be ended", subject.kernel_id)
-
-    async def _ended(self, kernel_id: str, breach: Breach) -> None:
-        """The process has ended for *breach*: tell everybody, and do what `on_breach` says."""
-        kernel = self._manager.get_kernel(kernel_id)
-        kernel.stays_dead_for = breach
-        kernel.reason = str(breach)
-        kernel.execution_state = "dead"
-        self._subjects.pop(kernel_id, None)
-        self.note(kernel_id, breach)
-        self.edge.say(kernel_id, f"{breach}. The kernel was ended; its variables are lost.")
-        self.edge.give_up(kernel_id, "KernelKilled", str(breach))
-        if self.limits.on_breach in ("restart", "restore"):
-            await self._bring_back(kernel_id, breach)
-        else:
-            self.edge.declare_dead(kernel_id)
-            self.events.emit("dead", kernel_id, now=time.time(), reason=str(breach))
-
-    async def _bring_back(self, kernel_id: str, breach: Breach) -> None:
-        outcome = await self._manager.bring_back(kernel_id, restore=self.limits.on_breach == "restore")
-        self.breaches[kernel_id] = Breach(breach.limit, breach.allowed, breach.seen, breach.at, outcome)
+    async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading]) -> bool:
+        used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
+        own = {kernel_id: self.allowance_of(kernel_id).cpu for kernel_id in used}
+        cores = {kernel_id: most for kernel_id, most in own.items() if most}
+        judgement = self.sums.judge(used, cores, time.monotonic(), time.time())
+        for kernel_id, breach, step in judgement.steps:
+            self._take(watched[kernel_id], breach, step)
+        for kernel_id in judgement.recapped:
+            await self._hold(watched[kernel_id])
+        return judgement.near
 
     # -- parts --------------------------------------------------------------------------------------
 
-    async def _hold(self, subject: Subject, allowance: Allowance) -> None:
+    def _all_kernels(self) -> Iterable[Group]:
+        return [Group("all kernels", self.limits.total, frozenset(self._subjects))]
+
+    def _in_force(self, kernel_id: str) -> Allowance:
+        """What the kernel is held to by itself, its share of a group's cores included."""
+        allowance, cap = self.allowance_of(kernel_id), self.sums.caps.get(kernel_id)
+        if cap is None or 0 < allowance.cpu <= cap:
+            return allowance
+        return allowance.changed({"cpu": cap})
+
+    async def _hold(self, subject: Subject) -> None:
+        """Have the enforcers hold the kernel to what is in force."""
+        allowance = self._in_force(subject.kernel_id)
+        concerned = allowance.limited | self.sums.limited
         for enforcer in self.enforcers:
             limits = self.held.limits_of(enforcer)
-            if limits and (limits & allowance.limited or subject.kernel_id in self._own):
+            if self._subjects.get(subject.kernel_id) is not subject:
+                return  # it has another process by now, which is held by itself
+            if limits and (limits & concerned or subject.kernel_id in self._enforced):
+                self._enforced.add(subject.kernel_id)
                 await asyncio.to_thread(enforcer.hold, subject, allowance, limits)
 
     async def _let_go(self, kernel_id: str) -> None:
@@ -325,8 +322,12 @@ class Guard:
     def _standing(self, kernel_id: str, limit: str) -> Standing:
         return self._standings.get((kernel_id, limit), Standing())
 
-    def _calm(self, kernel_id: str) -> None:
+    def _clean_slate(self, kernel_id: str) -> None:
+        self._readings.pop(kernel_id, None)
         self._standings = {key: standing for key, standing in self._standings.items() if key[0] != kernel_id}
+
+    def _take(self, subject: Subject, breach: Breach, step: Step) -> None:
+        self._begin(self.consequences.act(subject, breach, step))
 
     def _begin(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(_guarded(act), name="kernelpool-guard-act")
@@ -341,10 +342,6 @@ async def _guarded(act: Coroutine[Any, Any, None]) -> None:
         log.warning("%s", error)
     except Exception:
         log.exception("What a limit asks for could not be done")
-
-
-def _facts(breach: Breach) -> dict[str, Any]:
-    return {"limit": breach.limit, "allowed": breach.allowed, "seen": breach.seen}
 
 
 def _joined(one: Reading | None, other: Reading, limits: frozenset[str]) -> Reading:

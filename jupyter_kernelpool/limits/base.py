@@ -26,8 +26,9 @@ class Subject:
 class Reading:
     """What a kernel uses now, of each limit that whoever measured it can tell.
 
-    `memory` in bytes, `cpu` in cores since the reading before, `processes` with threads, `open_files` of the process
-    that has most. *peak* is the most memory so far. *refused* and *throttled* count what the operating system did.
+    `memory` in bytes, or more than it is while it is far from its limit, `cpu` in cores since the reading before,
+    `processes` with threads, `open_files` of the kernel's own process. *peak* is the most memory so far. *refused* and
+    *throttled* count what was done to the process.
     """
 
     used: dict[str, float] = field(default_factory=dict)
@@ -39,10 +40,11 @@ class Reading:
 class Enforcer(ABC):
     """Holds kernels to some of their limits; one object for the whole server.
 
-    But for `why_not`, all may block, and are called in threads, one call for a kernel at a time. To write another one:
-    this class, a dotted path in `KernelLimits.enforcers`, and the contract suite `testing.EnforcerContract`.
+    All may block, and are called in threads: `hold` of one kernel one call after the other, `read` at any time beside
+    the others. To write another one: this class, and a dotted path in `KernelLimits.enforcers`.
     """
 
+    exact = False  # memory is to be told exactly however little it is: the guard sums it up
     name: ClassVar[str]
     holds: ClassVar[frozenset[str]]  # the limits that it can hold where the machine lets it
 

@@ -13,7 +13,10 @@ from collections.abc import Iterable
 from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
-from jupyter_kernelpool.usage import scan
+from jupyter_kernelpool.usage import count_descriptors, scan
+
+RESERVE = 32  # files beyond the limit for a kernel that reached it: else no client could connect any more, to see why
+CALM = 0.9  # of the limit: below it the reserve is taken back
 
 
 class RlimitEnforcer(Enforcer):
@@ -22,22 +25,23 @@ class RlimitEnforcer(Enforcer):
     name = "rlimit"
     holds = frozenset({"open_files"})
 
+    def __init__(self, headroom: float) -> None:
+        super().__init__(headroom)
+        self._allowed: dict[str, tuple[int, int]] = {}  # by kernel id: its process, and the files it may have open
+        self._reserve_given: set[str] = set()
+
     def prepare(self) -> dict[str, str]:
         if sys.platform != "linux":
             return {"open_files": f"prlimit(2) is Linux's (this is {sys.platform})"}
         return {}
 
     def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        self.let_go(subject.kernel_id)
         if "open_files" not in limits or not allowance.open_files:
             return
-        import resource
-
         for pid in [one.pid for one in scan().tree(subject.pid)] or [subject.pid]:
             try:
-                _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-                wanted = allowance.open_files
-                # Without privilege what was lowered can't be raised: that is the user's to lose, not the server's.
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted if os.geteuid() == 0 else most))
+                _set_limit(pid, allowance.open_files)
             except ProcessLookupError:
                 continue
             except (OSError, ValueError) as error:
@@ -45,12 +49,37 @@ class RlimitEnforcer(Enforcer):
                 raise NotEnforceable(
                     f"open_files = {allowance.open_files} can't be enforced: {error}", limit="open_files", needed=needed
                 ) from error
+        self._allowed[subject.kernel_id] = (subject.pid, allowance.open_files)
 
     def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
         found = {}
         for subject in subjects:
-            try:
-                found[subject.kernel_id] = Reading({"open_files": len(os.listdir(f"/proc/{subject.pid}/fd"))})
-            except OSError:
-                continue
+            pid, allowed = self._allowed.get(subject.kernel_id, (0, 0))
+            count = count_descriptors([pid]) if pid == subject.pid else 0
+            if count:
+                self._keep_reserve(subject.kernel_id, pid, allowed, count)
+                found[subject.kernel_id] = Reading({"open_files": count})
         return found
+
+    def let_go(self, kernel_id: str) -> None:
+        self._allowed.pop(kernel_id, None)
+        self._reserve_given.discard(kernel_id)
+
+    def _keep_reserve(self, kernel_id: str, pid: int, allowed: int, count: int) -> None:
+        """Let a kernel that has no file left accept a few clients; what leaks on has no more than that, either."""
+        given = kernel_id in self._reserve_given
+        if (given and count >= CALM * allowed) or (not given and count < allowed):
+            return
+        try:
+            _set_limit(pid, allowed if given else allowed + RESERVE)
+        except (OSError, ValueError):  # it has ended, or the hard limit has no room for that
+            return
+        (self._reserve_given.discard if given else self._reserve_given.add)(kernel_id)
+
+
+def _set_limit(pid: int, wanted: int) -> None:
+    import resource
+
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    # Without privilege what was lowered can't be raised: that is the user's to lose, not the server's.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted if os.geteuid() == 0 else most))

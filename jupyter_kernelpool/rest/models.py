@@ -106,6 +106,7 @@ def breach_model(breach: Breach | None) -> Model | None:
         "at": rfc3339(breach.at),
         "outcome": breach.outcome,
         "state_lost": breach.state_lost,
+        "group": breach.group or None,
     }
 
 

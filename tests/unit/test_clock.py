@@ -201,6 +201,10 @@ class Bench:
     def allowance_of(self, kernel_id: str) -> Allowance:
         return self.allowance
 
+    @property
+    def consequences(self) -> Any:
+        return self
+
     def note(self, kernel_id: str, breach: Breach) -> None:
         self.noted.append(breach.outcome)
 

@@ -1,0 +1,162 @@
+"""Where kernels use too much together: who is stopped for it, and how cores are shared."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.escalation import Policy
+from jupyter_kernelpool.sums import AT_CAP, Group, Sums, SumStanding, escalate_sum, share_cores
+
+POLICY = Policy(warn_at=0.8, interrupts=True, grace=3.0, hard=1.5)
+
+
+def steps(looks, policy=POLICY):
+    """Whom each look concerns, and how; *looks* are a time, and what each kernel uses of 100."""
+    standing, found = SumStanding(), []
+    for now, used in looks:
+        standing, step = escalate_sum(standing, used=used, allowed=100.0, policy=policy, now=now)
+        found.append(f"{type(step[1]).__name__} {step[0]}" if step else "-")
+    return found
+
+
+@pytest.mark.parametrize(
+    "looks, expected",
+    [
+        ([(0, {"a": 30, "b": 30})], ["-"]),
+        ([(0, {"a": 30, "b": 55}), (1, {"a": 30, "b": 60})], ["Warn b", "-"]),
+        ([(0, {"a": 60, "b": 50})], ["Interrupt a"]),
+        ([(0, {"a": 50, "b": 60}), (1, {"a": 50, "b": 60}), (3, {"a": 50, "b": 60})], ["Interrupt b", "-", "Kill b"]),
+        # It stopped, and another one grew: that one has its time, too.
+        ([(0, {"a": 90, "b": 20}), (3, {"a": 30, "b": 80}), (6, {"a": 30, "b": 80})],
+         ["Interrupt a", "Interrupt b", "Kill b"]),
+        # One was ended, and it is still too much.
+        ([(0, {"a": 75, "b": 70}), (3, {"a": 75, "b": 70}), (4, {"b": 70, "c": 60}), (7, {"b": 70, "c": 60})],
+         ["Interrupt a", "Kill a", "Interrupt b", "Kill b"]),
+        ([(0, {"a": 100, "b": 60})], ["Kill a"]),
+        ([(0, {"a": 60, "b": 50}), (1, {"a": 20, "b": 50}), (9, {"a": 60, "b": 50})],
+         ["Interrupt a", "-", "Interrupt a"]),
+        ([(0, {})], ["-"]),
+    ],
+)  # fmt: skip
+def test_one_that_uses_most_is_stopped(looks, expected):
+    assert steps(looks) == expected
+
+
+def test_without_interrupts_the_one_that_uses_most_is_ended_at_once():
+    assert steps([(0, {"a": 60, "b": 50})], Policy(interrupts=False, hard=1.0)) == ["Kill a"]
+
+
+# -- cores ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "used, caps, limits, cores, expected",
+    [
+        ({"a": 0.5, "b": 0.4}, {}, {}, 1.0, {}),
+        ({"a": 1.0, "b": 1.0}, {}, {}, 1.0, {"a": 0.5, "b": 0.5}),
+        ({"a": 1.0, "b": 0.1}, {}, {}, 1.0, {"a": 0.9}),  # who uses little keeps it
+        ({"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}, {}, 1.0, {"a": 0.5, "b": 0.5}),  # slowed down, both want more
+        ({"a": 0.1, "b": 0.5}, {"a": 0.5, "b": 0.5}, {}, 1.0, {"b": 0.9}),  # one has ended
+        ({"a": 0.1, "b": 0.1}, {"a": 0.5, "b": 0.5}, {}, 1.0, {}),
+        ({"a": 1.0, "b": 0.3}, {}, {"b": 0.3}, 1.0, {"a": 0.7}),  # more than its own limit it never gets
+        ({}, {}, {}, 1.0, {}),
+    ],
+)  # fmt: skip
+def test_cores_are_shared_fairly(used, caps, limits, cores, expected):
+    shared = share_cores(used, caps, limits, cores)
+    assert shared == pytest.approx(expected)
+
+
+@given(
+    used=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 8)),
+    capped=st.sets(st.sampled_from("abcdef")),
+    cores=st.floats(0.5, 8),
+)
+def test_shares_never_exceed_the_cores_and_nobody_who_wants_more_has_less_than_another(used, capped, cores):
+    caps = {kernel_id: used[kernel_id] for kernel_id in capped & used.keys() if used[kernel_id]}
+    shared = share_cores(used, caps, {}, cores)
+    left_alone = sum(amount for kernel_id, amount in used.items() if kernel_id not in shared)
+    if shared:
+        assert len(set(shared.values())) == 1
+        assert sum(shared.values()) + left_alone == pytest.approx(cores)
+        fair = next(iter(shared.values()))
+        assert all(amount <= fair * (1 + 1e-9) for kernel_id, amount in used.items() if kernel_id not in shared)
+    else:
+        assert left_alone <= cores * (1 + 1e-9)
+    assert 0 < AT_CAP < 1
+
+
+def test_hungry_kernels_under_shares_end_at_equal_ones_and_get_all_back():
+    demand = {"a": 4.0, "b": 4.0, "c": 0.2}
+    caps: dict[str, float] = {}
+    for _ in range(5):
+        used = {key: min(most, caps.get(key, most)) for key, most in demand.items()}
+        caps = share_cores(used, caps, {}, 2.0)
+    assert caps == pytest.approx({"a": 0.9, "b": 0.9})
+    demand = {"a": 1.0, "b": 0.0, "c": 0.2}
+    for _ in range(5):
+        used = {key: min(most, caps.get(key, most)) for key, most in demand.items()}
+        caps = share_cores(used, caps, {}, 2.0)
+    # What it wants is not known while it is slowed down; what it gets is all that there is.
+    assert caps.get("a", 2.0) >= 1.0
+    assert set(caps) <= {"a"}
+
+
+# -- groups -----------------------------------------------------------------------------------------
+
+
+def groups_of(*groups):
+    return lambda: list(groups)
+
+
+def test_each_group_is_judged_by_its_own_members_and_its_breach_names_it():
+    sums = Sums(POLICY)
+    sums.add(
+        groups_of(
+            Group("kernels of ada", Allowance(memory=100), frozenset("ab")),
+            Group("kernels of bob", Allowance(memory=100), frozenset("cd")),
+        ),
+        Allowance(memory=100),
+    )
+    used = {"a": {"memory": 60.0}, "b": {"memory": 50.0}, "c": {"memory": 99.0}, "d": {"cpu": 3.0}}
+    judgement = sums.judge(used, {}, now=0.0, at=1000.0)
+    found = [(kernel_id, breach.group, breach.seen, type(step).__name__) for kernel_id, breach, step in judgement.steps]
+    assert found == [("a", "kernels of ada", 110.0, "Interrupt"), ("c", "kernels of bob", 99.0, "Warn")]
+    assert judgement.near
+
+
+def test_smallest_share_of_all_groups_holds_and_only_changes_are_told():
+    sums = Sums(POLICY)
+    sums.add(groups_of(Group("all kernels", Allowance(cpu=4.0), frozenset("abc"))), Allowance(cpu=4.0))
+    sums.add(groups_of(Group("kernels of ada", Allowance(cpu=1.0), frozenset("ab"))), Allowance(cpu=1.0))
+    used = {name: {"cpu": 4.0} for name in "abc"}
+    judgement = sums.judge(used, {}, now=0.0, at=0.0)
+    assert sorted(judgement.recapped) == ["a", "b", "c"]
+    assert sums.caps == pytest.approx({"a": 0.5, "b": 0.5, "c": 4 / 3})
+    used = {name: {"cpu": cap} for name, cap in sums.caps.items()}
+    assert sums.judge(used, {}, now=1.0, at=1.0).recapped == []
+    idle = {name: {"cpu": 0.0} for name in "abc"}
+    assert sorted(sums.judge(idle, {}, now=2.0, at=2.0).recapped) == ["a", "b", "c"]
+    assert sums.caps == {}
+
+
+def test_group_that_is_gone_is_forgotten():
+    sums = Sums(POLICY)
+    present = [Group("kernels of ada", Allowance(memory=100), frozenset("a"))]
+    sums.add(lambda: present, Allowance(memory=100))
+    used = {"a": {"memory": 90.0}}
+    assert len(sums.judge(used, {}, now=0.0, at=0.0).steps) == 1
+    assert sums.judge(used, {}, now=1.0, at=1.0).steps == []
+    group = present.pop()
+    sums.judge({}, {}, now=2.0, at=2.0)
+    present.append(group)
+    assert len(sums.judge(used, {}, now=3.0, at=3.0).steps) == 1
+
+
+def test_limits_that_are_no_sums_are_not_judged():
+    sums = Sums(POLICY)
+    sums.add(groups_of(), Allowance(open_files=200, output=5))
+    assert sums.limited == frozenset()
