@@ -34,6 +34,7 @@ from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4
 SERVING_TIMEOUT = 1.0
+END_IS_TOLD_WITHIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -262,30 +263,6 @@ class Forking:
         finally:
             self._changing.discard(kernel_id)
 
-    async def revive(self, kernel_id: str, key: str) -> None:
-        """Let the kernel, whose process has ended, go on from its checkpoint *key*; its clients stay.
-
-        Raises `NotFound`, `CannotFork`, `WrongState`, `LaunchFailed`.
-        """
-        checkpoint = self.find_checkpoint(key)
-        kernel = self._manager.get_kernel(kernel_id)
-        ended = kernel.pooled.claimed if kernel.pooled is not None else None
-        if ended is None:
-            raise CannotFork(f"kernel {kernel_id} was not started by the pool", reason="not_pooled")
-        if kernel_id in self._changing:
-            raise WrongState("the kernel is being restored already", reason="restoring")
-        self._changing.add(kernel_id)
-        try:
-            self.copies.hold(kernel_id, self.copies.of(key))
-            successor = await checkpoint.parked.fork()
-            successor.inherited = checkpoint.inherited
-            if kernel.pooled is None or kernel.pooled.claimed is not ended:
-                successor.discard("the kernel changed meanwhile")
-                raise WrongState("the kernel was restarted meanwhile", reason="not_running")
-            await kernel.replace_process(successor)
-        finally:
-            self._changing.discard(kernel_id)
-
     # -- ends ---------------------------------------------------------------------------------------
 
     def kernel_ended(self, kernel_id: str) -> None:
@@ -377,7 +354,10 @@ class Forking:
         """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
         may reach the server a moment after the reply has reached the client. A dead process runs nothing."""
         process = kernel.pooled.process if kernel.pooled is not None else None
-        answers = not isinstance(process, Process) or await process.check(timeout)
+        answers = True
+        if isinstance(process, Process) and not await process.check(timeout):
+            answers = False  # a cell computes, or the process has just ended, which its supervisor is about to tell
+            await asyncio.wait([process.exited], timeout=END_IS_TOLD_WITHIN)
         deadline = time.monotonic() + REST_TIMEOUT
         while process is not None and process.poll() is None and not (answers and kernel.execution_state != "busy"):
             if not answers or time.monotonic() > deadline:

@@ -307,6 +307,8 @@ class Process:
         self.record.end(why=f"exit code {code}", now=time.time())
         self._silent()
         _settle(self.hung_up, None)
+        for pong in self._pongs.values():
+            _fail(pong, ConnectionError(f"kernel process {self.pid} ended"))
         _settle(self.exited, code)
         if self._channel is not None:
             self._channel.close()

@@ -161,13 +161,14 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         watched, was_dead = self._is_watched(), self.pooled.has_ended
         state = getattr(self, "execution_state", "")
         self.stop_restarter()
-        if was_dead:
+        if state not in ("", "idle"):
             server_manager.execution_state = "starting"  # it may have died while it was busy
+        if was_dead:
             self.what_ran_is_lost()
         try:
             await self.pooled.replace(successor)
         except BaseException:
-            if was_dead:
+            if state:
                 server_manager.execution_state = state
             if watched:
                 self.start_restarter()

@@ -129,6 +129,16 @@ def test_crash_is_undone_like_a_cell(server: Server, kernel: str, after: str) ->
         assert tab.execute("print(x)") == "last", "cells are kept again"
 
 
+@pytest.mark.parametrize("after", ["restarted"], indirect=True)
+def test_a_cell_restores_the_last_checkpoint_after_the_crash(server: Server, kernel: str, after: str) -> None:
+    with browser(server, kernel) as tab:
+        tab.execute("x = 'kept'")
+        checkpoint(server, kernel)
+        run_out_of_memory(server, kernel, tab, after)
+        tab.execute("%restore")
+        assert tab.execute("print(x)") == "kept"
+
+
 def test_a_relative_is_taken_back_after_the_crash(server: Server, kernel: str, after: str) -> None:
     client = server.client(kernel)
     with browser(server, kernel) as tab:
