@@ -41,12 +41,13 @@ from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper, Round
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.meter import Meter
-from jupyter_kernelpool.owners import Owners, is_anonymous, read_quota
+from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
+from jupyter_kernelpool.sums import Group
 from jupyter_kernelpool.undo import Undo
 from jupyter_kernelpool.wishes import Wishes
 
@@ -147,7 +148,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.culler = Culler(self, KernelCuller(parent=self, log=self.log))
         cull_every = self.culler.settings.interval
         self.keeper.rounds.append(Round("cull", cull_every, self.culler.go, lambda: self.culler.has_work))
-        self.owners = Owners(self.pool.ownership, read_quota(self.pool.owner_quota)[0])
+        kernels_each, self._quota = read_quota(self.pool.owner_quota)
+        self.owners = Owners(self.pool.ownership, kernels_each)
+        self.guard.hold_together(self._owned, self._quota, "KernelPool.owner_quota")
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
         self.forking = Forking(self)
@@ -164,6 +167,13 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
             self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
             self.context.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
+
+    def _owned(self) -> list[Group]:
+        """Each owner's kernels, which have a quota together."""
+        return [
+            Group(f"owner {owner}" if owner != SINGLE else "all kernels", self._quota, self.owners.kernels_of(owner))
+            for owner in self.owners.everybody()
+        ]
 
     def _refuse_anonymous_owners(self) -> None:
         """Raise `TraitError` where kernels are to be their users', and nobody knows these."""

@@ -55,9 +55,9 @@ class Owners:
         """The kernel's owner."""
         return self._owners.get(kernel_id, SINGLE)
 
-    def kernels_of(self, owner: str) -> list[str]:
+    def kernels_of(self, owner: str) -> frozenset[str]:
         """The ids of his kernels."""
-        return [kernel_id for kernel_id, other in self._owners.items() if other == owner]
+        return frozenset(kernel_id for kernel_id, other in self._owners.items() if other == owner)
 
     def everybody(self) -> set[str]:
         """All who have a kernel."""

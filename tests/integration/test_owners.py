@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import TOKEN, Server
+from .browsers import browser, execution
+from .conftest import TOKEN, Server, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -63,6 +64,33 @@ def test_each_user_has_as_many_kernels_as_the_quota_says(kp_start: Callable[...,
     assert (status, refusal["code"]) == (429, "quota"), "a fork is its parent's owner's"
     assert server.call(f"/api/kernels/{first['id']}", "DELETE")[0] == 204
     assert ask_as(server, "ada", "/api/kernels", python)[0] == 201
+
+
+def test_an_owners_kernels_share_memory_and_anothers_are_left_alone(
+    kp_start: Callable[..., Server], tmp_path: Any
+) -> None:
+    (tmp_path / "known.py").write_text(KNOWN)
+    server = kp_start(
+        "--ServerApp.identity_provider_class=known.Known",
+        "--KernelPool.ownership=user",
+        '--KernelPool.owner_quota={"memory": "500M"}',
+        "--KernelLimits.on_breach=kill",
+        PYTHONPATH=str(tmp_path),
+    )
+    server.wait_warm()
+    small, large, others = (
+        ask_as(server, user, "/api/kernels", {"name": "python3"})[2]["id"] for user in ("ada", "ada", "bob")
+    )
+    with browser(server, small) as one, browser(server, large) as two, browser(server, others) as bob:
+        assert bob.execute("block = bytearray(400 << 20); print(1)") == "1"
+        assert one.execute("block = bytearray(200 << 20); print(1)") == "1"
+        two.send("execute_request", execution("block = bytearray(350 << 20)"))
+        eventually(lambda: server.call(f"/api/kernels/{large}")[1]["execution_state"] == "dead", "the larger one ends")
+        assert one.execute("print(len(block))") == str(200 << 20)
+        assert bob.execute("print(len(block))") == str(400 << 20)
+    reason = server.call(f"/api/kernels/{large}")[1]["reason"]
+    assert "owner ada" in reason
+    assert "500 MB allowed" in reason
 
 
 def refused_start(kp_start: Callable[..., Server], *options: str) -> str:

@@ -60,7 +60,7 @@ def test_users_have_quotas_of_their_own():
         owners.settle("a", ada)
         owners.settle("b", bob)
     assert (owners.of("a"), owners.of("b"), owners.everybody()) == ("ada", "bob", {"ada", "bob"})
-    assert owners.kernels_of("bob") == ["b"]
+    assert owners.kernels_of("bob") == {"b"}
 
 
 def test_single_owner_has_all_whoever_asks():
