@@ -262,30 +262,6 @@ class Forking:
         finally:
             self._changing.discard(kernel_id)
 
-    async def revive(self, kernel_id: str, key: str) -> None:
-        """Let the kernel, whose process has ended, go on from its checkpoint *key*; its clients stay.
-
-        Raises `NotFound`, `CannotFork`, `WrongState`, `LaunchFailed`.
-        """
-        checkpoint = self.find_checkpoint(key)
-        kernel = self._manager.get_kernel(kernel_id)
-        ended = kernel.pooled.claimed if kernel.pooled is not None else None
-        if ended is None:
-            raise CannotFork(f"kernel {kernel_id} was not started by the pool", reason="not_pooled")
-        if kernel_id in self._changing:
-            raise WrongState("the kernel is being restored already", reason="restoring")
-        self._changing.add(kernel_id)
-        try:
-            self.copies.hold(kernel_id, self.copies.of(key))
-            successor = await checkpoint.parked.fork()
-            successor.inherited = checkpoint.inherited
-            if kernel.pooled is None or kernel.pooled.claimed is not ended:
-                successor.discard("the kernel changed meanwhile")
-                raise WrongState("the kernel was restarted meanwhile", reason="not_running")
-            await kernel.replace_process(successor)
-        finally:
-            self._changing.discard(kernel_id)
-
     # -- ends ---------------------------------------------------------------------------------------
 
     def kernel_ended(self, kernel_id: str) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 class Execution:
     """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
 
-    *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell, not
-    what a front end runs silently by itself.
+    *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
+    not what a front end runs silently by itself.
     """
 
     header: dict[str, Any]
@@ -60,7 +60,7 @@ class Ledger:
         self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
         self.expected: dict[str, tuple[dict[str, Any], float]] = {}  # header and time of those not heard of yet
         self._rested_at = 0.0  # until then the main shell did something else
-        self._heard = False  # whether the process said anything yet
+        self._answers = False  # whether the process said anything yet that somebody asked for
         self._others: set[str] = set()  # what is handled and no execution
         self._asked_early: dict[str, float] = {}  # questions for input that overtook the busy of their execution
 
@@ -75,14 +75,14 @@ class Ledger:
 
     def heard(self, kind: str, parent: dict[str, Any], size: int, state: str | None, now: float) -> None:
         """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status."""
-        self._heard = True
         if parent.get("msg_type") == "comm_msg":
             self.used_at = now  # somebody moved a widget
         msg_id = str(parent.get("msg_id", ""))
         if parent.get("msg_type") != "execute_request":  # requests on control, comms and the like, too, are busy
-            if state is not None:
-                (self._others.add if state == "busy" else self._others.discard)(msg_id)
+            if msg_id and state is not None:
+                self._handles(msg_id, state, now)
             return
+        self._answers = True
         execution = self.executions.get(msg_id)
         if kind == "status" and state == "busy":
             if execution is None:
@@ -139,7 +139,7 @@ class Ledger:
         """
         if not self.expected or self.running is not None:
             return None
-        if engaged or self._others or not self._heard:
+        if engaged or self._others or not self._answers:
             self._rested_at = now
             return patience
         header, asked_at = next(iter(self.expected.values()))
@@ -159,11 +159,15 @@ class Ledger:
         self._asked_early.clear()
         self.expected.clear()
         self._others.clear()
-        self._heard = False
+        self._answers = False
         ended, self.executions = list(self.executions.values()), {}
         for execution in ended:
             execution.lost = True
             _tell(self.on_end, execution)
+
+    def _handles(self, msg_id: str, state: str, now: float) -> None:
+        self._answers, self._rested_at = True, now
+        (self._others.add if state == "busy" else self._others.discard)(msg_id)
 
     def _begin(self, execution: Execution) -> None:
         former = self.running

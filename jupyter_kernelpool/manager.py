@@ -342,7 +342,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         checkpoints = self.forking.checkpoints_of(kernel_id) if restore else []
         for checkpoint in reversed(checkpoints):
             try:
-                await self.forking.revive(kernel_id, checkpoint.id)
+                await self.forking.restore(kernel_id, checkpoint.id)
             except KernelPoolError as error:
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue

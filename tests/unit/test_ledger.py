@@ -216,6 +216,7 @@ def test_nothing_is_presumed_while_the_kernel_does_something_else(engagement):
     ledger, heard = awake()
     if engagement == "a start":
         ledger.clear()
+        play(ledger, (9, "starting", {}))
     elif engagement == "a comm's handler":
         play(ledger, (9, "busy", COMM))
     ledger.expect(A, 10)
@@ -225,6 +226,15 @@ def test_nothing_is_presumed_while_the_kernel_does_something_else(engagement):
     ledger.presume(PATIENCE, 51.5)
     assert heard.story == ["a begins"]
     assert ledger.running.ran(52) == 2
+
+
+def test_kernel_is_silent_since_it_last_said_something():
+    ledger, heard = awake()
+    ledger.expect(A, 10)
+    assert ledger.presume(PATIENCE, 10.5, engaged=True) == PATIENCE
+    play(ledger, (11.2, "busy", INFO), (11.3, "idle", INFO))
+    assert ledger.presume(PATIENCE, 11.5) == pytest.approx(0.8)
+    assert heard.story == []
 
 
 @pytest.mark.parametrize("end", ["answered", "heard of", "process gone", "in a subshell"])
