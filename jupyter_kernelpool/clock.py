@@ -1,7 +1,7 @@
 """The execution clock: a cell that runs longer than it may is interrupted, and where that does not help its kernel
 is replaced.
 
-`decide` says what comes next for one execution; `Clock` does it, with one timer for each that runs.
+`overtime` says what comes next for one execution; here it is done, with one timer for each that runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty
 from typing import Any
 
@@ -21,104 +21,25 @@ from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.ledger import Execution, Ledger
+from jupyter_kernelpool.overtime import (
+    LEAST_GRACE,
+    Interrupt,
+    Replace,
+    Report,
+    Standing,
+    Step,
+    Terms,
+    Wait,
+    Warn,
+    decide,
+)
+from jupyter_kernelpool.process import Process
 
 LIMIT = "execution_timeout"
-LEAST_GRACE = 0.25  # seconds until an interrupt that worked is heard of
-LAST_GRACE = 1.0  # seconds after the second interrupt
 AT_REST_TIMEOUT = 0.5
+SILENT_AFTER = 1.0  # seconds after which a kernel that does not say that it runs what it was asked to is taken to
 
 log = logging.getLogger("jupyter_kernelpool")
-
-
-# -- what comes next, decided ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What holds for an execution: the seconds it is *allowed* (0: as many as it likes), the share of them at which
-    its user is warned, the seconds it has to end once it was interrupted, and whether an interrupt can reach it."""
-
-    allowed: float
-    warn_at: float = 0.8
-    grace: float = 3.0
-    reachable: bool = True
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far it came: *warned*, when it was interrupted, and once more; *done* if nothing is left to be done."""
-
-    warned: bool = False
-    done: bool = False
-    interrupted_at: float | None = None
-    again_at: float | None = None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Look again in so many seconds; None: when something changes."""
-
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Warn:
-    """Tell its user that it has not much time left."""
-
-
-@dataclass(frozen=True)
-class Interrupt:
-    """Interrupt it: its time is up, or once more, since it did not end."""
-
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """Tell that its time is up; an interrupt would hit another."""
-
-
-@dataclass(frozen=True)
-class Replace:
-    """No interrupt helped: the kernel's process has to go."""
-
-
-Step = Wait | Warn | Interrupt | Report | Replace
-
-
-def decide(standing: Standing, execution: Execution, terms: Terms, now: float) -> tuple[Standing, Step]:
-    """The next step for *execution*, and how far it came with that; *now* is on the monotonic clock."""
-    if standing.done:
-        return standing, Wait(None)
-    if standing.interrupted_at is not None:
-        return _after_interrupt(standing, standing.interrupted_at, terms, now)
-    if not terms.allowed:
-        return standing, Wait(None)
-    ran = execution.ran(now)
-    if ran >= terms.allowed:
-        if terms.reachable:
-            return replace(standing, interrupted_at=now), Interrupt()
-        return replace(standing, done=True), Report()
-    warn_after = terms.warn_at * terms.allowed
-    if ran >= warn_after and not standing.warned and terms.warn_at < 1.0:
-        return replace(standing, warned=True), Warn()
-    if execution.waits_since is not None:
-        return standing, Wait(None)
-    until = warn_after if ran < warn_after else terms.allowed
-    return standing, Wait(until - ran)
-
-
-def _after_interrupt(standing: Standing, interrupted_at: float, terms: Terms, now: float) -> tuple[Standing, Step]:
-    grace = max(terms.grace, LEAST_GRACE)
-    if standing.again_at is None:
-        if now - interrupted_at < grace:
-            return standing, Wait(interrupted_at + grace - now)
-        return replace(standing, again_at=now), Interrupt(again=True)
-    left = standing.again_at + min(grace, LAST_GRACE) - now
-    return (standing, Wait(left)) if left > 0 else (replace(standing, done=True), Replace())
-
-
-# -- what comes next, done ------------------------------------------------------------------------------
 
 
 @dataclass
@@ -127,7 +48,7 @@ class Watch:
 
     execution: Execution
     asked: Any
-    standing: Standing = Standing()
+    standing: Standing = field(default_factory=Standing)
     timer: asyncio.TimerHandle | None = None
     act: asyncio.Task[None] | None = None
 
@@ -147,6 +68,7 @@ class Clock:
         self._edge = edge
         self._events = events
         self._watches: dict[tuple[str, str], Watch] = {}  # by kernel id and request id
+        self._silences: dict[str, asyncio.TimerHandle] = {}  # of kernels that are to begin an execution
         self._acts: set[asyncio.Task[None]] = set()
         self._closed = False
         edge.on_ledger.append(self._follow)
@@ -158,6 +80,9 @@ class Clock:
         for watch in self._watches.values():
             watch.stop()
         self._watches.clear()
+        for timer in self._silences.values():
+            timer.cancel()
+        self._silences.clear()
         for task in list(self._acts):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -169,6 +94,21 @@ class Clock:
         ledger.on_begin.append(functools.partial(self._began, kernel_id))
         ledger.on_pause.append(functools.partial(self._look, kernel_id))
         ledger.on_end.append(functools.partial(self._ended, kernel_id))
+        ledger.on_expect.append(functools.partial(self._expect, kernel_id, ledger))
+
+    def _expect(self, kernel_id: str, ledger: Ledger, seconds: float = SILENT_AFTER) -> None:
+        if kernel_id not in self._silences and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._silences[kernel_id] = loop.call_later(seconds, self._heed_silence, kernel_id, ledger)
+
+    def _heed_silence(self, kernel_id: str, ledger: Ledger) -> None:
+        del self._silences[kernel_id]
+        kernel = self._kernel(kernel_id)
+        process = process_of(kernel) if kernel is not None else None
+        engaged = kernel is None or (process is not None and process.is_forking)
+        seconds = ledger.presume(SILENT_AFTER, time.monotonic(), engaged=engaged)
+        if seconds is not None:
+            self._expect(kernel_id, ledger, seconds)
 
     def _began(self, kernel_id: str, execution: Execution) -> None:
         if self._closed:
@@ -185,6 +125,9 @@ class Clock:
             self._look(kernel_id, execution)
 
     def _ended(self, kernel_id: str, execution: Execution) -> None:
+        ledger = self._edge.ledger(kernel_id)
+        if ledger.expected:
+            self._expect(kernel_id, ledger)
         watch = self._watches.pop((kernel_id, execution.msg_id), None)
         if watch is None:
             return
@@ -329,12 +272,17 @@ class Clock:
         return f"Execution time: {human(LIMIT, breach.allowed)} allowed, and the cell did not stop. {end}"
 
 
+def process_of(kernel: Any) -> Process | None:
+    """The pool's process behind *kernel*; None where it is stock's."""
+    provisioner = getattr(kernel, "pooled", None)
+    return provisioner.claimed if provisioner is not None else None
+
+
 async def is_at_rest(kernel: Any) -> bool:
     """Whether the main shell of *kernel* runs nothing: it answers."""
-    provisioner = getattr(kernel, "pooled", None)
-    process = provisioner.claimed if provisioner is not None else None
+    process = process_of(kernel)
     if process is not None:
-        return bool(await process.check(AT_REST_TIMEOUT))
+        return await process.check(AT_REST_TIMEOUT)
     client = kernel.client()
     client.start_channels(iopub=False, stdin=False, control=False, hb=False)
     try:

@@ -1,7 +1,9 @@
 """What runs in a kernel, as its iopub tells: kept by the server for each kernel, with or without clients.
 
 Fed by the stream with which jupyter_server watches a kernel's activity, and by the websocket edge, which alone sees
-questions for input. Pure: times are seconds on the monotonic clock, passed in.
+questions for input, and requests of which the kernel says nothing: a cell that begins in C code without letting go of
+the interpreter's lock keeps ipykernel's own thread from publishing that it runs. Pure: times are seconds on the
+monotonic clock, passed in.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any
 class Execution:
     """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
 
-    *lost*: it did not end; its process did. *shown*: it is a cell, not what a front end runs silently by itself.
+    *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
+    not what a front end runs silently by itself.
     """
 
     header: dict[str, Any]
@@ -25,6 +28,7 @@ class Execution:
     output: int = 0
     lost: bool = False
     shown: bool = False
+    presumed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 
     @property
@@ -53,6 +57,11 @@ class Ledger:
         self.on_output: list[Callable[[Execution, str, int], None]] = []  # with the message's type and size
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
         self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
+        self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
+        self.expected: dict[str, tuple[dict[str, Any], float]] = {}  # header and time of those not heard of yet
+        self._rested_at = 0.0  # until then the main shell did something else
+        self._answers = False  # whether the process said anything yet that somebody asked for
+        self._others: set[str] = set()  # what is handled and no execution
         self._asked_early: dict[str, float] = {}  # questions for input that overtook the busy of their execution
 
     @property
@@ -68,15 +77,22 @@ class Ledger:
         """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status."""
         if parent.get("msg_type") == "comm_msg":
             self.used_at = now  # somebody moved a widget
-        if parent.get("msg_type") != "execute_request":
-            return  # requests on control, comms and the like are busy and idle, too
         msg_id = str(parent.get("msg_id", ""))
+        if parent.get("msg_type") != "execute_request":  # requests on control, comms and the like, too, are busy
+            if msg_id and state is not None:
+                self._handles(msg_id, state, now)
+            return
+        self._answers = True
         execution = self.executions.get(msg_id)
         if kind == "status" and state == "busy":
             if execution is None:
                 self._begin(Execution(parent, now, waits_since=self._asked_early.pop(msg_id, None)))
+            elif execution.presumed:
+                execution.presumed, execution.began = False, now
+                _tell(self.on_pause, execution)
         elif kind == "status" and state == "idle":
             if execution is not None:
+                self._rested_at = now
                 self.used_at = now if execution.shown else self.used_at
                 self.end(execution)
         elif execution is not None:
@@ -104,6 +120,35 @@ class Ledger:
                 execution.waits_since = None
                 _tell(self.on_pause, execution)
 
+    def expect(self, header: dict[str, Any], now: float) -> None:
+        """A client asks for an execution: the kernel is to say when it begins."""
+        if header.get("subshell_id") is None:
+            self.expected[str(header.get("msg_id", ""))] = header, now
+            for listener in list(self.on_expect):
+                listener()
+
+    def answered(self, msg_id: str) -> None:
+        """The kernel has replied to that request."""
+        self.expected.pop(msg_id, None)
+
+    def presume(self, patience: float, now: float, *, engaged: bool = False) -> float | None:
+        """Take the first execution that was asked for as begun, if the kernel says nothing for *patience* seconds.
+
+        Not while it is *engaged* otherwise: starting, or forking itself. Returns in how many seconds it is worth
+        another look; None: not before something is asked for or ends.
+        """
+        if not self.expected or self.running is not None:
+            return None
+        if engaged or self._others or not self._answers:
+            self._rested_at = now
+            return patience
+        header, asked_at = next(iter(self.expected.values()))
+        since = max(asked_at, self._rested_at)
+        if now - since < patience:
+            return since + patience - now
+        self._begin(Execution(header, since, presumed=True))
+        return None
+
     def end(self, execution: Execution) -> None:
         """The execution has ended."""
         if self.executions.pop(execution.msg_id, None) is not None:
@@ -112,15 +157,25 @@ class Ledger:
     def clear(self) -> None:
         """The process is gone or replaced: whatever ran runs no more."""
         self._asked_early.clear()
+        self.expected.clear()
+        self._others.clear()
+        self._answers = False
         ended, self.executions = list(self.executions.values()), {}
         for execution in ended:
             execution.lost = True
             _tell(self.on_end, execution)
 
+    def _handles(self, msg_id: str, state: str, now: float) -> None:
+        self._answers, self._rested_at = True, now
+        (self._others.add if state == "busy" else self._others.discard)(msg_id)
+
     def _begin(self, execution: Execution) -> None:
         former = self.running
         if execution.subshell is None and former is not None:
             self.end(former)  # a shell runs one at a time: what told of its end was lost, as after much output
+        self.expected.pop(execution.msg_id, None)
+        if not execution.presumed:
+            self._others.clear()  # what they leave behind is an idle that was lost
         self.executions[execution.msg_id] = execution
         _tell(self.on_begin, execution)
 

@@ -124,6 +124,7 @@ class Notices:
         assert self.edge is not None
         if channel == "shell" and header.get("msg_type") == "execute_request":
             self._awaited[header["msg_id"]] = header
+            self.edge.ledger(self.kernel_id).expect(header, time.monotonic())
             limits = read_requested_limits(metadata)
             if limits is not None:
                 self.edge.request(self.kernel_id, header["msg_id"], limits)
@@ -136,5 +137,6 @@ class Notices:
         msg_id = self.session.unpack(parts[PARENT]).get("msg_id", "")
         if channel == "shell":
             self._awaited.pop(msg_id, None)
+            self.edge.ledger(self.kernel_id).answered(msg_id)
         elif self.session.unpack(parts[HEADER])["msg_type"] == "input_request":
             self.edge.ledger(self.kernel_id).waits(msg_id, time.monotonic())

@@ -143,6 +143,11 @@ class Process:
         """
         self._tell({"op": "keep", "each_cell": on, "now": now})
 
+    @property
+    def is_forking(self) -> bool:
+        """Whether it forks itself, or is about to as soon as its cell ends."""
+        return bool(self._parks)
+
     async def park(
         self,
         its: socket.socket,

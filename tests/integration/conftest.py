@@ -213,7 +213,13 @@ def _ready(client: BlockingKernelClient) -> bool:
 
 def gone(processes: list[psutil.Process]) -> bool:
     """Whether none of *processes* runs any more."""
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return not any(_runs(process) for process in processes)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 @pytest.fixture(scope="session")

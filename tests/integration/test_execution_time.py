@@ -32,6 +32,8 @@ while time.monotonic() - began < 120:
         pass
 """
 
+STUCK = "sum(range(10**12))"
+
 
 @pytest.fixture(scope="module")
 def kp_limited(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -97,7 +99,9 @@ def test_awaiting_cell_ends_at_its_time(kp_limited: Server, kernel: str) -> None
         assert tab.execute("kept") == "42"
 
 
-@pytest.mark.parametrize("code", [DEAF, STUBBORN], ids=["ignores SIGINT", "swallows KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "code", [DEAF, STUBBORN, STUCK], ids=["ignores SIGINT", "swallows KeyboardInterrupt", "holds the GIL in C"]
+)
 def test_cell_that_can_not_be_interrupted_costs_the_kernel_its_state_and_everybody_is_told(
     kp_limited: Server, kernel: str, code: str
 ) -> None:
@@ -145,6 +149,24 @@ def until_all_idle(tab: Browser, requests: list[str]) -> dict[str, tuple[dict[st
     return {request: (replies[request], published[request]) for request in requests}
 
 
+def test_every_client_is_told_and_one_that_connects_anew_as_jupyterlab_does_goes_on(
+    kp_limited: Server, kernel: str
+) -> None:
+    with browser(kp_limited, kernel) as one, browser(kp_limited, kernel) as other:
+        running = one.send("execute_request", execution(DEAF))
+        time.sleep(0.5)
+        queued = other.send("execute_request", execution("1 + 1"))
+        assert one.until_idle(running)[0]["ename"] == "ExecutionTimeout"
+        reply, published = other.until_idle(queued)
+        assert reply["status"] == "aborted", "its cell never ran, though it is the first that this client waits for"
+        assert "Not run" in text_of(published)
+        for tab in (one, other):
+            while tab.receive()["content"].get("execution_state") != "restarting":
+                pass
+            with browser(kp_limited, kernel) as anew:
+                assert anew.execute("1 + 1") == "2"
+
+
 def test_cells_queued_behind_one_that_was_interrupted_are_answered(kp_limited: Server, kernel: str) -> None:
     with browser(kp_limited, kernel) as tab:
         requests = [
@@ -170,6 +192,20 @@ def test_waiting_for_input_does_not_count(kp_limited: Server, kernel: str) -> No
         tab.send("input_reply", {"value": "ab", "status": "ok"}, channel="stdin")
         reply, _ = tab.until_idle(request)
         assert reply["ename"] == "KeyboardInterrupt", "once it has its input, its time goes on"
+
+
+def test_cell_whose_client_went_away_before_it_answered_goes_on_waiting(kp_limited: Server, kernel: str) -> None:
+    with browser(kp_limited, kernel) as tab:
+        tab.send("execute_request", execution("answer = input()"))
+        tab.until_asked()
+    time.sleep(ALLOWED + 1)
+    assert kp_limited.call(f"/kernelpool/v1/kernels/{kernel}")[1]["breach"] is None
+    assert kp_limited.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
+    eventually(
+        lambda: kp_limited.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "idle", "the interrupted cell ended"
+    )
+    with browser(kp_limited, kernel) as tab:
+        assert tab.execute("1 + 1") == "2"
 
 
 def test_interrupting_a_cell_that_waits_for_input_sets_the_clock_going(kp_limited: Server, kernel: str) -> None:

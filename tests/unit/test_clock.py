@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_kernelpool.allowance import Allowance, Breach
-from jupyter_kernelpool.clock import (
+from jupyter_kernelpool.clock import Clock
+from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.events import Events
+from jupyter_kernelpool.ledger import Execution
+from jupyter_kernelpool.overtime import (
     LAST_GRACE,
     LEAST_GRACE,
-    Clock,
     Interrupt,
     Replace,
     Report,
@@ -29,9 +32,6 @@ from jupyter_kernelpool.clock import (
     Warn,
     decide,
 )
-from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.events import Events
-from jupyter_kernelpool.ledger import Execution
 
 BEGAN = 1000.0
 TERMS = Terms(allowed=10.0, warn_at=0.8, grace=3.0)
@@ -97,7 +97,7 @@ def test_each_step_comes_once_in_order_and_none_before_its_time(allowed, warn_at
         if isinstance(step, Wait):
             if step.seconds is None:
                 break
-            assert step.seconds > 0
+            assert step.seconds >= 0
             now = max(now + step.seconds + late, now + 1e-6)
             if now >= ends:
                 break
@@ -148,6 +148,7 @@ class FakeProcess:
 
     def __init__(self) -> None:
         self.rests = False
+        self.is_forking = False
 
     async def check(self, timeout: float) -> bool:
         return self.rests
@@ -388,6 +389,29 @@ async def test_input_stops_the_clock_until_it_comes():
         made.ledger.goes_on(time.monotonic())
         await made.until(lambda: made.noted)
         assert made.kernel.interrupts == 1
+
+
+async def test_kernel_that_says_nothing_of_what_it_was_asked_to_run_is_taken_to_run_it():
+    async with bench(1.5) as made:
+        made.busy("0")
+        made.idle("0")
+        made.kernel.heeds = False
+        made.ledger.expect({"msg_id": "1", "msg_type": "execute_request"}, time.monotonic())
+        await made.until(lambda: made.noted)
+        assert (made.kernel.interrupts, made.noted) == (2, ["restarted"])
+        await made.until(lambda: nothing_left(made))
+
+
+async def test_kernel_that_forks_itself_is_not_taken_to_run_what_it_was_asked_to():
+    async with bench(0.1) as made:
+        made.busy("0")
+        made.idle("0")
+        made.kernel.process.is_forking = True
+        made.ledger.expect({"msg_id": "1", "msg_type": "execute_request"}, time.monotonic())
+        await asyncio.sleep(2.5)
+        assert (made.kernel.interrupts, made.ledger.running) == (0, None)
+        made.kernel.process.is_forking = False
+        await made.until(lambda: made.kernel.interrupts)
 
 
 async def test_limit_that_is_set_tightened_or_lifted_holds_for_what_runs():

@@ -162,3 +162,92 @@ def test_listener_that_clears_while_it_is_told_tells_each_end_once():
     ledger.on_end.append(lambda _: ledger.clear())
     play(ledger, (1, "busy", SUB), (2, "busy", A), (3, "idle", A))
     assert heard.story == ["s begins", "a begins", "a ends", "s ends"]
+
+
+# -- what was asked for, and not heard of -----------------------------------------------------------
+
+PATIENCE = 1.0
+
+
+def awake() -> tuple[Ledger, Heard]:
+    """A ledger whose kernel has said something."""
+    ledger = Ledger()
+    play(ledger, (0, "busy", INFO), (0, "idle", INFO))
+    return ledger, Heard(ledger)
+
+
+def test_execution_of_which_the_kernel_says_nothing_is_presumed_to_have_begun_when_it_was_asked_for():
+    ledger, heard = awake()
+    ledger.expect(A, 10)
+    assert ledger.presume(PATIENCE, 10.4) == pytest.approx(0.6)
+    assert heard.story == []
+    assert ledger.presume(PATIENCE, 11) is None
+    assert heard.story == ["a begins"]
+    assert ledger.running.presumed
+    assert ledger.running.ran(12) == 2
+
+
+def test_presumed_execution_that_is_heard_of_begins_then():
+    ledger, heard = awake()
+    ledger.expect(A, 10)
+    ledger.presume(PATIENCE, 11)
+    play(ledger, (15, "busy", A))
+    assert not ledger.running.presumed
+    assert ledger.running.ran(16) == 1
+    play(ledger, (17, "idle", A))
+    assert heard.story == ["a begins", "a goes on", "a ends"]
+
+
+def test_next_in_the_queue_is_presumed_to_have_begun_when_the_one_before_it_ended():
+    ledger, heard = awake()
+    ledger.expect(A, 10)
+    ledger.expect(B, 10)
+    play(ledger, (10, "busy", A))
+    assert ledger.presume(PATIENCE, 50) is None, "it waits for its turn"
+    play(ledger, (60, "idle", A))
+    assert ledger.presume(PATIENCE, 60.5) == pytest.approx(0.5)
+    ledger.presume(PATIENCE, 61)
+    assert heard.story == ["a begins", "a ends", "b begins"]
+    assert ledger.running.ran(62) == 2
+
+
+@pytest.mark.parametrize("engagement", ["a comm's handler", "a start", "a fork"])
+def test_nothing_is_presumed_while_the_kernel_does_something_else(engagement):
+    ledger, heard = awake()
+    if engagement == "a start":
+        ledger.clear()
+        play(ledger, (9, "starting", {}))
+    elif engagement == "a comm's handler":
+        play(ledger, (9, "busy", COMM))
+    ledger.expect(A, 10)
+    assert ledger.presume(PATIENCE, 50, engaged=engagement == "a fork") == PATIENCE
+    play(ledger, (50, "idle", COMM))
+    assert heard.story == []
+    ledger.presume(PATIENCE, 51.5)
+    assert heard.story == ["a begins"]
+    assert ledger.running.ran(52) == 2
+
+
+def test_kernel_is_silent_since_it_last_said_something():
+    ledger, heard = awake()
+    ledger.expect(A, 10)
+    assert ledger.presume(PATIENCE, 10.5, engaged=True) == PATIENCE
+    play(ledger, (11.2, "busy", INFO), (11.3, "idle", INFO))
+    assert ledger.presume(PATIENCE, 11.5) == pytest.approx(0.8)
+    assert heard.story == []
+
+
+@pytest.mark.parametrize("end", ["answered", "heard of", "process gone", "in a subshell"])
+def test_nothing_is_presumed_of_what_is_done_with(end):
+    ledger, heard = awake()
+    ledger.expect(SUB if end == "in a subshell" else A, 10)
+    if end == "answered":
+        ledger.answered("a")
+    elif end == "heard of":
+        play(ledger, (10, "busy", A), (11, "idle", A))
+    elif end == "process gone":
+        ledger.clear()
+        play(ledger, (12, "busy", INFO), (12, "idle", INFO))
+    heard.story.clear()
+    assert ledger.presume(PATIENCE, 50) is None
+    assert heard.story == []
