@@ -106,7 +106,7 @@ def browser(server: Server, kernel: str) -> Iterator[Browser]:
     session = f"{time.monotonic_ns():x}"
     address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
     headers = {"Authorization": f"token {TOKEN}"}
-    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers) as socket:  # type: ignore[list-item]
+    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers, max_size=None) as socket:  # type: ignore[list-item]
         assert socket.subprotocol == PROTOCOL
         yield Browser(socket, session)
 
