@@ -11,9 +11,9 @@ from typing import Any
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 
 from jupyter_kernelpool.allowance import human
-from jupyter_kernelpool.gate import Gate, Judged
+from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output_watch import OutputWatch
-from jupyter_kernelpool.replay import Replay
+from jupyter_kernelpool.replay import Kept, Replay
 
 MOST_PARTS = 1000  # of a message: a frame that says more is none of that protocol
 
@@ -30,6 +30,7 @@ class Bounded:
     _judging: bool = False  # a message that has passed the gate is being written
     _pending: int = 0  # bytes that the client has not read
     _slow: bool = False
+    _replaying: bool = False  # what is being written was kept while the client was away
 
     @property
     def _watch(self) -> OutputWatch | None:
@@ -59,11 +60,11 @@ class Bounded:
             if judged is None:
                 return
             outgoing_msg = judged
-        before, self._judging = self._judging, True
+        self._judging, self._replaying = True, isinstance(outgoing_msg, Kept)
         try:
             super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
         finally:
-            self._judging = before
+            self._judging = self._replaying = False
 
     def write_own(self, message: Any, binary: bool = False) -> None:
         """Send the client what the server itself has to say, whatever its output is limited to."""
@@ -74,8 +75,9 @@ class Bounded:
             self._judging = before
 
     def _limit_rate(self, channel: Any, msg: Any, msg_list: Any) -> bool:
-        """As stock, which leaves out what comes fast; not where output has a limit, which is ours to hold."""
-        if self._gate is not None and self._gate.limits:
+        """As stock, which leaves out what comes fast; not where output has a limit, which is ours to hold, nor what was
+        kept, which comes at once."""
+        if self._replaying or (self._gate is not None and self._gate.limits):
             return False
         return bool(super()._limit_rate(channel, msg, msg_list))  # type: ignore[misc]
 
@@ -113,7 +115,7 @@ class Bounded:
             )
             handler.ws_connection.stream.close()  # not the websocket's close, which would wait for its turn
             return done
-        size = len(message)
+        size = 0 if self._replaying else len(message)  # what was kept has its own bound
         written = type(handler).write_message(handler, message, binary=binary)
         self._pending += size
         written.add_done_callback(lambda future: self._written(future, size))
@@ -126,7 +128,7 @@ class Bounded:
 
 
 def _judge(gate: Gate, parts: list[Any]) -> list[Any] | None:
-    if isinstance(parts, Judged):
+    if isinstance(parts, Kept):
         return parts
     try:
         return gate.judge(parts)

@@ -25,10 +25,6 @@ from jupyter_kernelpool.output_watch import OutputWatch
 HEADER, PARENT, METADATA, CONTENT = range(4)  # of a message's body: without identities and signature
 
 
-class Judged(list[Any]):
-    """The parts of a message that has been judged: it passes as it is."""
-
-
 class Gate:
     """One client's. It outlives the client's connection: what comes meanwhile is counted for the next one."""
 

@@ -13,10 +13,14 @@ from typing import Any
 from jupyter_client.session import DELIM
 
 from jupyter_kernelpool.allowance import human
-from jupyter_kernelpool.gate import Gate, Judged
+from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output import OUTPUT
 
 COMMS = frozenset({"comm_msg"})
+
+
+class Kept(list[Any]):
+    """The parts of a message that was kept: it has passed its gate."""
 
 
 class Replay:
@@ -48,12 +52,12 @@ class Replay:
                     judged = self.gate.judge(parts)
                     if judged is None:
                         return
-                    parts = Judged(judged)
+                    parts = judged
                 kind, request = self._read(parts)
             except (ValueError, KeyError, IndexError, TypeError):
                 pass  # it says so itself when it is replayed
         size = sum(len(part) for part in parts)
-        self._messages[self._next] = (channel, parts)
+        self._messages[self._next] = (channel, Kept(parts))
         self._size += size
         if kind in OUTPUT:
             self._outputs.append((self._next, size, request))
@@ -97,4 +101,4 @@ class Replay:
         text = f"… some output is left out: {human('output', self._limit)} are kept while no client is connected\n"
         header = {**self._session.unpack(message[1]), "msg_type": "stream"}
         body = [pack(header), message[2], pack({}), pack({"name": "stderr", "text": text})]
-        return Judged([DELIM, self._session.sign(body), *body])
+        return Kept([DELIM, self._session.sign(body), *body])

@@ -181,4 +181,6 @@ def over(connection_class: type) -> type:
     """*connection_class* with our mixin over it; itself if it has that already."""
     if issubclass(connection_class, Prompt):
         return connection_class
-    return type(f"Pooled{connection_class.__name__}", (Prompt, Notices, Bounded, connection_class), {})
+    return type(
+        f"Pooled{connection_class.__name__}", (Prompt, Notices, Bounded, connection_class), {"__module__": __name__}
+    )

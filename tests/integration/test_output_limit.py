@@ -14,7 +14,7 @@ import psutil
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from .browsers import PROTOCOL, Browser, browser, execution, unpack
+from .browsers import PROTOCOL, Browser, browser, execution
 from .conftest import TOKEN, Server, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -279,9 +279,7 @@ def test_second_client_sees_no_more_than_the_first(server: Server, kernel: str) 
             assert "y" not in text_of(published)
             late = []
             while not (late and late[-1]["content"].get("execution_state") == "idle"):
-                frame = second.socket.recv(timeout=30)
-                assert isinstance(frame, bytes)
-                late.append(unpack(frame))
+                late.append(second.receive())
             assert "yyy" not in text_of(late)
 
 
@@ -317,32 +315,20 @@ def test_client_that_does_not_read_is_disconnected(kp_start: Callable[..., Serve
         assert tab.execute("1+1") == "2"
 
 
-def leave_printing(server: Server, kernel: str, code: str, session: str) -> None:
-    """Send *code* and go away."""
-    address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
-    with connect(
-        address, subprotocols=[PROTOCOL], additional_headers={"Authorization": f"token {TOKEN}"}, max_size=None
-    ) as websocket:  # type: ignore[list-item]
-        request = Browser(websocket, session).send("execute_request", execution(code))
-        while True:
-            told = websocket.recv(timeout=30)
-            assert isinstance(told, bytes)
-            if unpack(told)["parent_header"].get("msg_id") == request:
-                break
+def leave_printing(server: Server, kernel: str, code: str) -> None:
+    """Send *code* as the session "away", and go away."""
+    with browser(server, kernel, "away") as tab:
+        request = tab.send("execute_request", execution(code))
+        while tab.receive()["parent_header"].get("msg_id") != request:
+            pass
 
 
-def come_back(server: Server, kernel: str, session: str, timeout: float = 3) -> list[dict[str, Any]]:
+def come_back(server: Server, kernel: str) -> list[dict[str, Any]]:
     """What the client that went away gets when it is there again."""
-    address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
-    replayed: list[dict[str, Any]] = []
-    with connect(
-        address, subprotocols=[PROTOCOL], additional_headers={"Authorization": f"token {TOKEN}"}, max_size=None
-    ) as websocket:  # type: ignore[list-item]
-        with contextlib.suppress(TimeoutError):
-            while True:
-                told = websocket.recv(timeout=timeout)
-                assert isinstance(told, bytes)
-                replayed.append(unpack(told))
+    replayed = []
+    with browser(server, kernel, "away") as tab, contextlib.suppress(TimeoutError):
+        while True:
+            replayed.append(tab.receive(timeout=3))
     return replayed
 
 
@@ -351,7 +337,7 @@ def test_disconnected_printer_is_stopped_and_costs_no_memory(server: Server) -> 
     with browser(server, neighbour) as other:
         assert other.execute("1+1") == "2"
         before = memory_of(server)
-        leave_printing(server, kernel, "import time; time.sleep(1)\n" + PRINTS_WITHOUT_END, "away")
+        leave_printing(server, kernel, "import time; time.sleep(1)\n" + PRINTS_WITHOUT_END)
         most, slowest = 0, 0.0
         deadline = time.monotonic() + 60
         while breaches(server, kernel) is None or breaches(server, kernel)["outcome"] != "interrupted":
@@ -364,7 +350,7 @@ def test_disconnected_printer_is_stopped_and_costs_no_memory(server: Server) -> 
         most = max(most, memory_of(server))
         assert most - before < 50 * MB
         assert slowest < 5
-        replayed = come_back(server, kernel, "away")
+        replayed = come_back(server, kernel)
         text = text_of(replayed)
         assert text.count(MARKED) == 1
         assert size_of(replayed) <= LIMIT + 4000
@@ -382,13 +368,13 @@ def test_replay_is_bounded_where_output_is_not(kp_start: Callable[..., Server]) 
     with browser(server, kernel) as tab:
         assert tab.execute("1+1") == "2"
     before = memory_of(server)
-    leave_printing(server, kernel, "import time; time.sleep(1)" + PRINTS_SLOWLY, "away")
+    leave_printing(server, kernel, "import time; time.sleep(1)" + PRINTS_SLOWLY)
     most = 0
     while server.call(f"/api/kernels/{kernel}")[1]["execution_state"] != "idle":
         most = max(most, memory_of(server))
         time.sleep(0.05)
     assert max(most, memory_of(server)) - before < 50 * MB
-    replayed = come_back(server, kernel, "away")
+    replayed = come_back(server, kernel)
     kinds = [one["header"]["msg_type"] for one in replayed]
     assert "execute_reply" in kinds
     texts = [one["content"]["text"] for one in replayed if one["header"]["msg_type"] == "stream"]
@@ -405,7 +391,7 @@ def test_capabilities_say_who_holds_output(server: Server) -> None:
 def test_server_stops_while_a_cell_prints(kp_servers: Callable[..., Server], tmp_path: Path) -> None:
     server = kp_servers(tmp_path, "--KernelLimits.output=1M")
     kernel = server.start_kernel()
-    leave_printing(server, kernel, "import time; time.sleep(1)\n" + STUBBORN, "away")
+    leave_printing(server, kernel, "import time; time.sleep(1)\n" + STUBBORN)
     eventually(lambda: breaches(server, kernel), "it is cut")
     server.stop()
     assert "Traceback" not in server.log

@@ -8,9 +8,9 @@ import pytest
 from jupyter_client.session import Session
 
 from jupyter_kernelpool.bounded import _judge_frame
-from jupyter_kernelpool.gate import Gate, Judged
+from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output import Budget
-from jupyter_kernelpool.replay import Replay
+from jupyter_kernelpool.replay import Kept, Replay
 
 KERNEL = "kernel"
 
@@ -177,7 +177,7 @@ def test_replay_is_held_to_the_output_limit_once(session: Session) -> None:
         replay.append(("iopub", stream(session, "x" * 400)))
     assert len(replay) == 3
     assert "output limit" in texts(session, replay)[-1]
-    assert all(isinstance(parts, Judged) for _, parts in replay)
+    assert all(isinstance(parts, Kept) for _, parts in replay)
 
 
 def test_replay_keeps_what_is_no_message(session: Session) -> None:
