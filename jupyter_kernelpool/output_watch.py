@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_kernelpool.allowance import Breach, human
+from jupyter_kernelpool.clock import is_at_rest
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.guard import Guard
@@ -84,7 +85,7 @@ class OutputWatch:
 
     def _follow(self, kernel_id: str, ledger: Ledger) -> None:
         ledger.on_begin.append(functools.partial(self._began, kernel_id))
-        ledger.on_output.append(functools.partial(self._heard, kernel_id))
+        ledger.on_output.append(functools.partial(self._heard, kernel_id, ledger))
 
     def _began(self, kernel_id: str, execution: Execution) -> None:
         asked = self._edge.requested.get(kernel_id, {}).get(execution.msg_id)
@@ -94,7 +95,7 @@ class OutputWatch:
             if len(remembered) > REMEMBERED:
                 remembered.popitem(last=False)
 
-    def _heard(self, kernel_id: str, execution: Execution, kind: str, size: int, display: str) -> None:
+    def _heard(self, kernel_id: str, ledger: Ledger, execution: Execution, kind: str, size: int, display: str) -> None:
         limit = self.limit_of(kernel_id, execution.msg_id)
         if not limit:
             return
@@ -109,7 +110,9 @@ class OutputWatch:
         # A signal reaches the main shell only: what prints in a subshell is left out, and goes on.
         if watched.budget.goes_on(limit) and not watched.stopping and execution.subshell is None:
             watched.stopping = True
-            task = asyncio.create_task(self._stop(kernel_id, execution, watched, limit), name="kernelpool-output")
+            task = asyncio.create_task(
+                self._stop(kernel_id, ledger, execution, watched, limit), name="kernelpool-output"
+            )
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
 
@@ -122,17 +125,21 @@ class OutputWatch:
             "warned", kernel_id, now=time.time(), reason=text, limit=LIMIT, allowed=float(limit), seen=float(kept)
         )
 
-    async def _stop(self, kernel_id: str, execution: Execution, watched: Watched, limit: int) -> None:
+    async def _stop(self, kernel_id: str, ledger: Ledger, execution: Execution, watched: Watched, limit: int) -> None:
         """Interrupt what prints on, and end the kernel if that does not help; its last words are let pass."""
+        if not _runs(ledger, execution):
+            return
         try:
-            if await self._prints_on(kernel_id, execution, limit) and not await self._is_at_rest(kernel_id):
+            if await self._prints_on(kernel_id, ledger, execution, watched.budget, limit):
                 await self._guard.consequences.kill(kernel_id, _breach(execution, limit, "killed"))
             else:
                 watched.budget.produced, watched.stopping = limit, False
         except Exception:
             log.exception("Kernel %s: an execution that prints on could not be stopped", kernel_id)
 
-    async def _prints_on(self, kernel_id: str, execution: Execution, limit: int) -> bool:
+    async def _prints_on(
+        self, kernel_id: str, ledger: Ledger, execution: Execution, budget: Budget, limit: int
+    ) -> bool:
         """Whether *execution* goes on printing after an interrupt."""
         grace = max(self._guard.limits.grace, LEAST_GRACE)
         breach = _breach(execution, limit, "interrupted")
@@ -142,28 +149,29 @@ class OutputWatch:
             f"{breach}. Interrupted; the kernel is ended if it prints on for {grace:g} s.",
             execution.header,
         )
-        await self._manager.get_kernel(kernel_id).interrupt_kernel()
-        if await self._ends(kernel_id, execution, grace / 2):
+        kernel = self._manager.get_kernel(kernel_id)
+        await kernel.interrupt_kernel()
+        if await _ends(ledger, execution, grace / 2):
             return False
-        before = execution.output
-        ended = await self._ends(kernel_id, execution, grace / 2)
-        return not ended and execution.output - before > PRINTS_ON * limit
+        before = budget.produced
+        if await _ends(ledger, execution, grace / 2) or budget.produced - before <= PRINTS_ON * limit:
+            return False
+        # At rest, it only has not yet been heard to the end.
+        return not await is_at_rest(kernel) and _runs(ledger, execution)
 
-    async def _ends(self, kernel_id: str, execution: Execution, timeout: float) -> bool:
-        """Whether the execution ends within *timeout* seconds, or its process does."""
-        deadline = time.monotonic() + timeout
-        ledger = self._edge.ledger(kernel_id)
-        while ledger.find(execution.msg_id) is execution:
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(LOOK_EVERY)
-        return True
 
-    async def _is_at_rest(self, kernel_id: str) -> bool:
-        """Whether the kernel says that it runs nothing: what still comes was printed before."""
-        pooled = getattr(self._manager.get_kernel(kernel_id), "pooled", None)
-        process = pooled.claimed if pooled is not None else None
-        return process is not None and bool(await process.check(LEAST_GRACE))
+def _runs(ledger: Ledger, execution: Execution) -> bool:
+    return ledger.find(execution.msg_id) is execution
+
+
+async def _ends(ledger: Ledger, execution: Execution, timeout: float) -> bool:
+    """Whether the execution ends within *timeout* seconds, or its process does."""
+    deadline = time.monotonic() + timeout
+    while _runs(ledger, execution):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(LOOK_EVERY)
+    return True
 
 
 def _breach(execution: Execution, limit: int, outcome: str) -> Breach:

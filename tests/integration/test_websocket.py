@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from jupyter_kernelpool.bounded import Bounded
+from jupyter_kernelpool.notices import Notices
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, Prompt, over
 
 pytestmark = pytest.mark.integration
@@ -110,6 +112,6 @@ async def test_foreign_connection_class_keeps_its_behaviour(connected: Callable[
 
 def test_over_puts_ours_on_top_and_only_once() -> None:
     ours = over(Foreign)
-    assert ours.__mro__[1:3] == (Prompt, Foreign)
+    assert ours.__mro__[1:5] == (Prompt, Notices, Bounded, Foreign)
     assert over(ours) is ours
     assert over(PooledWebsocketConnection) is PooledWebsocketConnection
