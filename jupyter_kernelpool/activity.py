@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from jupyter_kernelpool.ledger import Ledger
+from jupyter_kernelpool.output import display_of
 
 HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
 
@@ -38,4 +39,4 @@ def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
     parent = session.unpack(message[PARENT])
     state = session.unpack(message[CONTENT]).get("execution_state") if kind == "status" else None
     size = sum(len(part) for part in message[CONTENT:])
-    ledger.heard(kind, parent, size, state, time.monotonic())
+    ledger.heard(kind, parent, size, state, time.monotonic(), display_of(kind, message[CONTENT], session.unpack))

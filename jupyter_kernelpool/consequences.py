@@ -95,6 +95,12 @@ class Consequences:
         outcome = {"outcome": breach.outcome, "state_lost": breach.state_lost}
         self._events.emit("breached", kernel_id, now=breach.at, reason=str(breach), **outcome, **_facts(breach))
 
+    async def kill(self, kernel_id: str, breach: Breach) -> None:
+        """End the kernel for *breach*, tell everybody, and do what `on_breach` says."""
+        subject = self._subjects.get(kernel_id)
+        if subject is not None and self._find(kernel_id) is not None:
+            await self._kill(subject, breach)
+
     async def end_for(self, kernel_id: str, breach: Breach) -> None:
         """End the kernel's processes for *breach*; nobody but the caller is to start the next one."""
         kernel = self._find(kernel_id)

@@ -20,7 +20,7 @@ from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
 from jupyter_kernelpool.rest.stock import tell_refusals
 from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS
-from jupyter_kernelpool.websocket import PooledWebsocketConnection, over
+from jupyter_kernelpool.websocket import over
 
 MANAGER = "jupyter_kernelpool.manager.PoolingKernelManager"
 WEBSOCKET = "jupyter_kernelpool.websocket.PooledWebsocketConnection"
@@ -86,12 +86,8 @@ class KernelPoolExtension(ExtensionApp):
                 serverapp.log.warning(
                     "Kernels are not pooled: the server's kernel manager is %s", _name(type(serverapp.kernel_manager))
                 )
-        elif serverapp.kernel_websocket_connection_class is not PooledWebsocketConnection:
-            # Another extension chose its own: ours goes over it, which keeps everything it does.
-            serverapp.kernel_websocket_connection_class = over(serverapp.kernel_websocket_connection_class)
-            serverapp.web_app.settings["kernel_websocket_connection_class"] = (
-                serverapp.kernel_websocket_connection_class
-            )
+        else:
+            put_over_websockets(serverapp)
         if manager is not None:
             serverapp.log.info(
                 "Kernels are pooled: %s, %s",
@@ -108,6 +104,7 @@ class KernelPoolExtension(ExtensionApp):
         """Called once the event loop runs."""
         manager = self.pooling_manager
         if manager is not None:
+            put_over_websockets(serverapp)  # an extension that was loaded after ours may have changed it
             await manager.start_pool()
             # What the server holds by now it keeps. Each full collection would go through it, which keeps the event
             # loop from everybody for 0.1 to 0.2 s; bursts of starts make such collections frequent.
@@ -130,6 +127,13 @@ class KernelPoolExtension(ExtensionApp):
         if isinstance(manager, PoolingKernelManager) and manager.pool.enabled:
             return manager
         return None
+
+
+def put_over_websockets(serverapp: Any) -> None:
+    """Put ours over the connection class that kernels' websockets have, which keeps everything it does."""
+    chosen = over(serverapp.web_app.settings["kernel_websocket_connection_class"])
+    serverapp.kernel_websocket_connection_class = chosen
+    serverapp.web_app.settings["kernel_websocket_connection_class"] = chosen
 
 
 def _name(chosen: Any) -> str:

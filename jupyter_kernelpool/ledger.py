@@ -54,7 +54,7 @@ class Ledger:
         self.executions: dict[str, Execution] = {}  # by msg_id, oldest first
         self.on_begin: list[Callable[[Execution], None]] = []
         self.on_end: list[Callable[[Execution], None]] = []
-        self.on_output: list[Callable[[Execution, str, int], None]] = []  # with the message's type and size
+        self.on_output: list[Callable[[Execution, str, int, str], None]] = []  # with the type, size and display id
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
         self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
         self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
@@ -73,8 +73,11 @@ class Ledger:
         """The running execution with that id."""
         return self.executions.get(msg_id)
 
-    def heard(self, kind: str, parent: dict[str, Any], size: int, state: str | None, now: float) -> None:
-        """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status."""
+    def heard(
+        self, kind: str, parent: dict[str, Any], size: int, state: str | None, now: float, display: str = ""
+    ) -> None:
+        """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status, *display* the
+        id of what it shows."""
         if parent.get("msg_type") == "comm_msg":
             self.used_at = now  # somebody moved a widget
         msg_id = str(parent.get("msg_id", ""))
@@ -100,7 +103,7 @@ class Ledger:
                 execution.shown, self.used_at = True, now
             execution.output += size
             for listener in list(self.on_output):
-                listener(execution, kind, size)
+                listener(execution, kind, size, display)
 
     def waits(self, msg_id: str, now: float) -> None:
         """The execution asks its client for input."""

@@ -41,11 +41,13 @@ from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper, Round
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.meter import Meter
+from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
+from jupyter_kernelpool.replay import Replay
 from jupyter_kernelpool.restarter import PromptRestarter
 from jupyter_kernelpool.sums import Group
 from jupyter_kernelpool.undo import Undo
@@ -151,6 +153,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         kernels_each, self._quota = read_quota(self.pool.owner_quota)
         self.owners = Owners(self.pool.ownership, kernels_each)
         self.guard.hold_together(self._owned, self._quota, "KernelPool.owner_quota")
+        self.output_watch = OutputWatch(self, self.guard, self.edge, self.events)
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
         self.forking = Forking(self)
@@ -221,6 +224,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             await self.keeper.stop()
             await self.pool.close()
         await self.clock.close()
+        await self.output_watch.close()
         await self.guard.close()
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
@@ -335,6 +339,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.guard.forget(kernel_id)
         self.edge.forget(kernel_id)
         self.culler.forget(kernel_id)
+        self.output_watch.forget(kernel_id)
         self.owners.forget(kernel_id)
         self.pool.admission.freed()
         return removed
@@ -343,6 +348,13 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """As stock; the kernel's ledger hears what is heard of it."""
         super().start_watching_activity(kernel_id)  # type: ignore[no-untyped-call]
         feed(self._kernels[kernel_id], self.edge.ledger(kernel_id))
+
+    def start_buffering(self, kernel_id: str, session_key: str, channels: Any) -> None:
+        """As stock, for a client that may come back; in bounds."""
+        super().start_buffering(kernel_id, session_key, channels)  # type: ignore[no-untyped-call]
+        if kernel_id in self._kernel_buffers:
+            kept = Replay(self.guard.limits.replay, self._kernels[kernel_id].session)
+            self._kernel_buffers[kernel_id]["buffer"] = kept
 
     async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
         """Give the kernel, whose process was ended for a breach, its last checkpoint back, or a fresh process.

@@ -42,8 +42,7 @@ class Notices:
     multi_kernel_manager: Any
     session: Any
     kernel_id: str
-    subprotocol: Any
-    write_message: Any
+    write_own: Any
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,6 +53,14 @@ class Notices:
     def edge(self) -> Edge | None:
         """The server's, if its kernel manager is ours."""
         return getattr(self.multi_kernel_manager, "edge", None)
+
+    @property
+    def subprotocol(self) -> Any:
+        """As stock's; connection classes of others have none. None is the protocol of old, in JSON."""
+        try:
+            return self.websocket_handler.selected_subprotocol
+        except Exception:  # not connected, or no more
+            return None
 
     async def connect(self) -> None:
         """As stock; afterwards the client is told of what concerns it."""
@@ -116,9 +123,9 @@ class Notices:
         message = self.session.msg(kind, content=content, parent=parent)
         with contextlib.suppress(WebSocketClosedError):
             if self.subprotocol == V1:
-                self.write_message(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
+                self.write_own(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
             else:
-                self.write_message(json.dumps({**message, "channel": channel}, default=str))
+                self.write_own(json.dumps({**message, "channel": channel}, default=str))
 
     def _note_incoming(self, channel: str | None, header: dict[str, Any], metadata: dict[str, Any]) -> None:
         assert self.edge is not None

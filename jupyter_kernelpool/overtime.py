@@ -91,8 +91,7 @@ def decide(standing: Standing, execution: Execution, terms: Terms, now: float) -
 def _after_interrupt(standing: Standing, interrupted_at: float, terms: Terms, now: float) -> tuple[Standing, Step]:
     grace = max(terms.grace, LEAST_GRACE)
     if standing.again_at is None:
-        if now - interrupted_at < grace:
-            return standing, Wait(interrupted_at + grace - now)
-        return replace(standing, again_at=now), Interrupt(again=True)
+        left = interrupted_at + grace - now
+        return (standing, Wait(left)) if left > 0 else (replace(standing, again_at=now), Interrupt(again=True))
     left = standing.again_at + min(grace, LAST_GRACE) - now
     return (standing, Wait(left)) if left > 0 else (replace(standing, done=True), Replace())

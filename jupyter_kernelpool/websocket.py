@@ -15,6 +15,7 @@ from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.process import Process
 
@@ -143,6 +144,8 @@ class Prompt:
         """Ask *process* for its info until our iopub hears that it answers."""
         with contextlib.suppress(Exception):  # it ended: the next turn of the loop sees that
             await asyncio.shield(process.serving)
+        if not isinstance(self, ZMQChannelsWebsocketConnection):
+            return  # another's class has sockets of its own, and shows us nothing of what they hear
         self._echo = asyncio.get_running_loop().create_future()
         await self._ask_until(self._echo, process)
 
@@ -170,7 +173,7 @@ class Prompt:
         return True
 
 
-class PooledWebsocketConnection(Prompt, Notices, ZMQChannelsWebsocketConnection):
+class PooledWebsocketConnection(Prompt, Notices, Bounded, ZMQChannelsWebsocketConnection):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
 
@@ -178,4 +181,6 @@ def over(connection_class: type) -> type:
     """*connection_class* with our mixin over it; itself if it has that already."""
     if issubclass(connection_class, Prompt):
         return connection_class
-    return type(f"Pooled{connection_class.__name__}", (Prompt, Notices, connection_class), {})
+    return type(
+        f"Pooled{connection_class.__name__}", (Prompt, Notices, Bounded, connection_class), {"__module__": __name__}
+    )

@@ -116,6 +116,11 @@ class KernelLimits(LoggingConfigurable):
         marked. 0 keeps all, as jupyter_server does.""",
         64 << 20,
     )
+    pending = _size(
+        """Output that is kept for a client that is connected and does not read; beyond it the client is disconnected
+        (JupyterLab connects again). 0 keeps all, as jupyter_server does.""",
+        64 << 20,
+    )
     enforcers = List(
         Type(klass=Enforcer),
         default_value=[RlimitEnforcer, WatchdogEnforcer],
@@ -124,7 +129,7 @@ class KernelLimits(LoggingConfigurable):
         on this machine. /pool says which that is.""",
     )
 
-    @validate("memory", "output", "total_memory", "replay")
+    @validate("memory", "output", "total_memory", "replay", "pending")
     def _valid_size(self, proposal: Any) -> Any:
         try:
             return int(read_limit("memory", proposal["value"]))

@@ -60,15 +60,16 @@ def why_disabled(manager: Any, config: Any) -> str | None:
     return f"the server's kernel manager is {type(manager).__module__}.{type(manager).__qualname__}"
 
 
-def capabilities(manager: Any, why: str | None) -> Model:
-    """What can be done here, and why the rest can't; *why* is the reason why nothing can."""
+def capabilities(manager: Any, why: str | None, unbounded: str | None) -> Model:
+    """What can be done here, and why the rest can't; *why* is the reason why nothing can, *unbounded* the one why
+    output can't be held to its limit."""
     pool = manager.pool if isinstance(manager, PoolingKernelManager) else None
     offered = {launcher.way for launcher in pool.launchers} if pool is not None else set()
     found: Model = {}
     for name, way in WAYS.items():
         reason = why or (None if way in offered else "KernelPool.launchers does not name it")
         found[name] = {"available": reason is None, "why": reason}
-    found["limits"] = enforcement_model(manager, why)
+    found["limits"] = enforcement_model(manager, why, unbounded)
     landlock = pool.sandboxing.landlock if pool is not None else 0
     found["landlock"] = {"available": landlock >= LANDLOCK_NEEDED, "why": why or why_no_landlock(landlock)}
     found["bubblewrap"] = {"available": False, "why": "bwrap is not on PATH"}
@@ -84,13 +85,15 @@ def capabilities(manager: Any, why: str | None) -> Model:
     return found
 
 
-def enforcement_model(manager: Any, why: str | None) -> Model:
-    """For each limit, what holds kernels to it on this machine; *why* as above."""
+def enforcement_model(manager: Any, why: str | None, unbounded: str | None) -> Model:
+    """For each limit, what holds kernels to it on this machine; *why* and *unbounded* as above."""
     found: Model = {}
     for limit in LIMITS:
         by, missing = None, why
         if isinstance(manager, PoolingKernelManager) and why is None:
             by, missing = manager.guard.who_holds(limit)
+            if limit == "output" and unbounded is not None:
+                by, missing = None, unbounded
         found[limit] = {"enforced": by is not None, "by": by, "why": missing}
     return found
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
 from jupyter_kernelpool import __version__
+from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.recipe_pool import RecipePool
@@ -43,6 +44,19 @@ async def recipe_models(manager: PoolingKernelManager, pools: Iterable[RecipePoo
     ]
 
 
+def why_unbounded(settings: Mapping[str, Any]) -> str | None:
+    """Why output reaches users past this server's websocket edge, where limits hold it; None if it does not."""
+    chosen = settings["kernel_websocket_connection_class"]
+    if not issubclass(chosen, Bounded):
+        return f"{chosen.__module__}.{chosen.__qualname__} was set as the class of kernels' websockets after ours"
+    if settings.get("page_config_data", {}).get("serverSideExecution") in ("true", True):
+        return (
+            "an extension runs cells in the server and writes what they put out into the document, past the "
+            "websockets, which alone are held to it; cells that print on are interrupted all the same"
+        )
+    return None
+
+
 class PoolHandler(KernelPoolHandler):
     """The pool as a whole; answers also where nothing is pooled."""
 
@@ -58,7 +72,7 @@ class PoolHandler(KernelPoolHandler):
                 "version": __version__,
                 "enabled": why is None,
                 "why": why,
-                "capabilities": capabilities(self.kernel_manager, why),
+                "capabilities": capabilities(self.kernel_manager, why, why_unbounded(self.settings)),
                 "totals": totals(manager.pool, recipes, kernels) if manager is not None else no_totals(kernels),
                 "recipes": recipes,
             }

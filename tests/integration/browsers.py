@@ -102,11 +102,12 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser(server: Server, kernel: str) -> Iterator[Browser]:
-    session = f"{time.monotonic_ns():x}"
+def browser(server: Server, kernel: str, session: str = "") -> Iterator[Browser]:
+    """A tab; with the *session* of one that was closed it is that one, which connects again."""
+    session = session or f"{time.monotonic_ns():x}"
     address = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?session_id={session}"
     headers = {"Authorization": f"token {TOKEN}"}
-    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers) as socket:  # type: ignore[list-item]
+    with connect(address, subprotocols=[PROTOCOL], additional_headers=headers, max_size=None) as socket:  # type: ignore[list-item]
         assert socket.subprotocol == PROTOCOL
         yield Browser(socket, session)
 

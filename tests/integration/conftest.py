@@ -53,6 +53,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     clients: list[BlockingKernelClient] = field(default_factory=list)
+    extensions: tuple[str, ...] = ()  # further ones than ours
 
     @property
     def runtime(self) -> Path:
@@ -80,6 +81,7 @@ class Server:
             **self.environment,
         }
         extensions = {"jupyter_kernelpool": True, "jupyterlab": self.program == "jupyterlab"}
+        extensions |= dict.fromkeys(self.extensions, True)
         command = [
             sys.executable, "-m", self.program, "--port=0", "--ip=127.0.0.1",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--ServerApp.allow_root=True",
@@ -227,8 +229,14 @@ def kp_servers() -> Iterator[Callable[..., Server]]:
     """Starts servers (`kp_servers(tmp_path, "--Trait=…")`) and stops them in the end."""
     servers: list[Server] = []
 
-    def start(folder: Path, *options: str, program: str = "jupyter_server", **environment: str) -> Server:
-        server = Server(folder, list(options), program, environment=environment)
+    def start(
+        folder: Path,
+        *options: str,
+        program: str = "jupyter_server",
+        extensions: tuple[str, ...] = (),
+        **environment: str,
+    ) -> Server:
+        server = Server(folder, list(options), program, environment=environment, extensions=extensions)
         servers.append(server)
         server.start()
         return server
@@ -243,10 +251,12 @@ def kp_start(kp_servers: Callable[..., Server], tmp_path: Path) -> Iterator[Call
     """Starts a server for this test alone and stops it afterwards."""
     started: list[Server] = []
 
-    def start(*options: str, program: str = "jupyter_server", **environment: str) -> Server:
+    def start(
+        *options: str, program: str = "jupyter_server", extensions: tuple[str, ...] = (), **environment: str
+    ) -> Server:
         folder = tmp_path / f"server{len(started)}"
         folder.mkdir(exist_ok=True)
-        started.append(kp_servers(folder, *options, program=program, **environment))
+        started.append(kp_servers(folder, *options, program=program, extensions=extensions, **environment))
         return started[-1]
 
     yield start

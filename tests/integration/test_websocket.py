@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.notices import Notices
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, Prompt, over
 
@@ -111,7 +112,6 @@ async def test_foreign_connection_class_keeps_its_behaviour(connected: Callable[
 
 def test_over_puts_ours_on_top_and_only_once() -> None:
     ours = over(Foreign)
-    order = [ours.__mro__.index(each) for each in (Prompt, Notices, Foreign)]
-    assert order == sorted(order)
+    assert ours.__mro__[1:5] == (Prompt, Notices, Bounded, Foreign)
     assert over(ours) is ours
     assert over(PooledWebsocketConnection) is PooledWebsocketConnection

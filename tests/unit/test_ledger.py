@@ -32,7 +32,7 @@ class Heard:
         ledger.on_pause.append(
             lambda one: self.story.append(f"{one.msg_id} {'waits' if one.waits_since else 'goes on'}")
         )
-        ledger.on_output.append(lambda one, kind, size: self.story.append(f"{one.msg_id} {kind} {size}"))
+        ledger.on_output.append(lambda one, kind, size, display: self.story.append(f"{one.msg_id} {kind} {size}"))
 
 
 A, B = request("a"), request("b")
