@@ -60,7 +60,7 @@ def cpu(pid: int) -> float:
     return sum(one.cpu for one in scan().tree(pid))
 
 
-def until(condition, timeout: float = 15.0) -> None:
+def until(condition, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "in time"
