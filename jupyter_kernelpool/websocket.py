@@ -17,6 +17,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.process import Process
+from jupyter_kernelpool.traffic import Traffic
 
 PROBE_EVERY = 0.02
 HOLD_TIMEOUT = 10.0
@@ -170,7 +171,7 @@ class Prompt:
         return True
 
 
-class PooledWebsocketConnection(Prompt, Notices, ZMQChannelsWebsocketConnection):
+class PooledWebsocketConnection(Prompt, Notices, Traffic, ZMQChannelsWebsocketConnection):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
 
@@ -178,4 +179,4 @@ def over(connection_class: type) -> type:
     """*connection_class* with our mixin over it; itself if it has that already."""
     if issubclass(connection_class, Prompt):
         return connection_class
-    return type(f"Pooled{connection_class.__name__}", (Prompt, Notices, connection_class), {})
+    return type(f"Pooled{connection_class.__name__}", (Prompt, Notices, Traffic, connection_class), {})

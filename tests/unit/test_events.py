@@ -60,9 +60,6 @@ def test_what_is_remembered_is_bounded():
         ("throttled", LIMIT),
         ("breached", {**LIMIT, "outcome": "killed", "state_lost": True}),
         ("dead", {}),
-        ("culling", {"seconds": 5.0}),
-        ("culled", {}),
-        ("restarted", {}),
     ],
 )
 def test_event_is_published_on_jupyters_logger_and_fits_the_schema(kind, facts):
