@@ -93,6 +93,16 @@ SLOWNESS = Gauge(
     "jupyter_kernelpool_slowness_ratio", "What starts and executions took of late, as a multiple of the usual", ["of"]
 )
 
+# A series that begins with its first event is missed by `increase`.
+for _outcome in ("ok", "error", "timeout", "killed", "died", "cancelled"):
+    EXECUTION.labels(outcome=_outcome)
+for _cause in ("asked", "died", "limit"):
+    RESTARTS.labels(cause=_cause)
+for _outcome in ("opened", "failed"):
+    CONNECTS.labels(outcome=_outcome)
+for _kind in ("dropped", "write", "incoming"):
+    WEBSOCKET_ERRORS.labels(kind=_kind)
+
 
 def own() -> list[Collector]:
     """Every metric of ours."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from jupyter_kernelpool import metrics
 
 WRITE_EVERY = 15.0
 SUFFIX = ".prom"  # node_exporter reads no others
+
+log = logging.getLogger("jupyter_kernelpool")
 
 
 class Labelled(Collector):
@@ -41,12 +44,20 @@ class MetricsFile:
 
     def __init__(self, path: str) -> None:
         self.path = find_path(path)
+        self._failing = False
         self._registry = CollectorRegistry()
         self._registry.register(Labelled(metrics.own(), Path(self.path).stem))
 
     async def write(self) -> None:
         """Replace the file, off the event loop; whoever reads it sees the old one or the new one."""
-        await asyncio.to_thread(write_to_textfile, self.path, self._registry)
+        try:
+            await asyncio.to_thread(write_to_textfile, self.path, self._registry)
+        except OSError as error:
+            if not self._failing:
+                log.warning("The metrics can't be written to %s: %s", self.path, error)
+            self._failing = True
+        else:
+            self._failing = False
 
     async def remove(self) -> None:
         """The server stops: what it told is true no more."""
