@@ -61,7 +61,7 @@ START_FAILURES = Counter("jupyter_kernelpool_start_failures", "Kernels that did 
 RESTARTS = Counter("jupyter_kernelpool_restarts", "Kernels restarted, by cause", ["cause"])
 UNRESPONSIVE = Counter("jupyter_kernelpool_unresponsive", "Kernels found not to answer, by cause", ["cause"])
 BREACHES = Counter("jupyter_kernelpool_breaches", "Limits crossed, and what was done", ["limit", "outcome"])
-CULLS = Counter("jupyter_kernelpool_culls", "Kernels shut down because nobody used them, by cause", ["cause"])
+CULLS = Counter("jupyter_kernelpool_culls", "Kernels that were culled, by cause", ["cause"])
 FORKING = Histogram(
     "jupyter_kernelpool_forking_seconds", "Time of a fork, a checkpoint or a restore", ["operation"], buckets=QUICK
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import pytest
@@ -56,7 +55,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path):
     done.set()
     reader.join()
     assert not torn
-    assert os.listdir(tmp_path) == ["a.prom"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.prom"]
 
 
 async def test_file_goes_when_the_server_stops_and_nothing_is_said_if_it_has_gone(tmp_path):
@@ -64,7 +63,7 @@ async def test_file_goes_when_the_server_stops_and_nothing_is_said_if_it_has_gon
     await file.write()
     await file.remove()
     await file.remove()
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
     await MetricsFile("").remove()
 
 
@@ -75,7 +74,7 @@ async def test_a_folder_that_is_not_there_is_told_once_until_it_is_there(tmp_pat
     assert caplog.text.count("can't be written") == 1
     (tmp_path / "later").mkdir()
     await file.write()
-    assert os.listdir(tmp_path / "later") == ["a.prom"]
+    assert [path.name for path in (tmp_path / "later").iterdir()] == ["a.prom"]
 
 
 def test_variables_of_the_environment_are_replaced(monkeypatch):
