@@ -40,3 +40,6 @@ def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
     state = session.unpack(message[CONTENT]).get("execution_state") if kind == "status" else None
     size = sum(len(part) for part in message[CONTENT:])
     ledger.heard(kind, parent, size, state, time.monotonic(), display_of(kind, message[CONTENT], session.unpack))
+    execution = ledger.find(parent.get("msg_id", "")) if kind == "execute_input" else None
+    if execution is not None:  # not the code itself, nor what could be told from one server to the next
+        execution.code = hash(session.unpack(message[CONTENT])["code"])

@@ -141,7 +141,18 @@ class Batches:
         self._copies.hold(kernel_id, folders)
         self._names.settle(kernel_id, name)
         self._lineage.add(Node(kernel_id, "kernel", origin.parent, time.time(), name))
+        self._tell(origin.parent, kernel_id, name)
         return kernel_id
+
+    def _tell(self, parent: str, child: str, name: str | None) -> None:
+        """An event of the kernel that was forked, be it from a checkpoint of it."""
+        node = self._lineage.find(parent)
+        facts = {"child": child}
+        if name:
+            facts["name"] = name
+        if node is not None and node.kind == "checkpoint":
+            facts["checkpoint"], parent = parent, node.parent or ""
+        self._manager.events.emit("forked", parent, now=time.time(), **facts)
 
     def result(self, batch: Batch, manifest: dict[str, Any], began: float) -> Forked:
         """What to answer, if a kernel came of it; *manifest* is the parked process's, if there was one."""

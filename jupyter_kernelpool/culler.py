@@ -179,14 +179,14 @@ class Culler:
                 events.emit("culling", kernel_id, now=time.time(), reason=why, seconds=left)
             case Forgive(id=kernel_id):
                 self._life(kernel_id).told = None
-            case Cull(id=kernel_id, why=why):
+            case Cull(id=kernel_id, why=why, cause=cause):
                 log.warning("Kernel %s is culled: %s", kernel_id, why)
-                events.emit("culled", kernel_id, now=time.time(), reason=why)
+                events.emit("culled", kernel_id, now=time.time(), reason=why, cause=cause)
                 await self._manager.shutdown_kernel(kernel_id)
             case Renew(id=kernel_id, why=why):
                 log.info("Kernel %s is restarted: %s", kernel_id, why)
+                self._manager.get_kernel(kernel_id).restarts_for = "renewed", why
                 await self._manager.restart_kernel(kernel_id)
-                events.emit("restarted", kernel_id, now=time.time(), reason=why)
 
     # -- parts --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ The culler takes the view, calls `plan`, and carries out the actions. All times 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NEVER = float("inf")
 
@@ -84,10 +84,11 @@ class Forgive:
 
 @dataclass(frozen=True)
 class Cull:
-    """End the kernel."""
+    """End the kernel; *cause* is why in one word."""
 
     id: str
     why: str
+    cause: str = field(default="idle", compare=False)
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,21 @@ Action = Warn | Forgive | Cull | Renew
 
 def due(kernel: KernelView) -> tuple[float, str]:
     """When the kernel is to be ended, if nothing changes, and why; `NEVER` and "" otherwise."""
+    at, why, _ = _due(kernel)
+    return at, why
+
+
+def _due(kernel: KernelView) -> tuple[float, str, str]:
+    """The same, and why in one word."""
     policy, reasons = kernel.policy, []
     if policy.max_life:
-        reasons.append((kernel.born + policy.max_life, f"it lives for {policy.max_life:g} s"))
+        reasons.append((kernel.born + policy.max_life, f"it lives for {policy.max_life:g} s", "age"))
     if kernel.busy and policy.busy_timeout:
-        reasons.append((kernel.since + policy.busy_timeout, f"it is busy for {policy.busy_timeout:g} s"))
+        reasons.append((kernel.since + policy.busy_timeout, f"it is busy for {policy.busy_timeout:g} s", "busy"))
     if not kernel.busy and policy.idle_timeout and (policy.connected or not kernel.connections):
-        reasons.append((kernel.since + policy.idle_timeout, f"it is idle for {policy.idle_timeout:g} s"))
-    at, why = min(reasons, default=(NEVER, ""))
-    return max(at, kernel.kept_until) if why else at, why
+        reasons.append((kernel.since + policy.idle_timeout, f"it is idle for {policy.idle_timeout:g} s", "idle"))
+    at, why, cause = min(reasons, default=(NEVER, "", ""))
+    return max(at, kernel.kept_until) if why else at, why, cause
 
 
 def plan(kernels: Sequence[KernelView], host: Host, now: float) -> list[Action]:
@@ -120,9 +127,9 @@ def plan(kernels: Sequence[KernelView], host: Host, now: float) -> list[Action]:
     for kernel in kernels:
         if kernel.held:
             continue
-        at, why = due(kernel)
+        at, why, cause = _due(kernel)
         if now >= at:
-            actions.append(Cull(kernel.id, why))
+            actions.append(Cull(kernel.id, why, cause))
         elif now >= at - kernel.policy.warn_before:
             if kernel.told != at:
                 actions.append(Warn(kernel.id, why, at))
@@ -143,7 +150,8 @@ def _for_memory(idle: Sequence[KernelView], now: float) -> list[Action]:
     ]
     if not spare:
         return []
-    return [Cull(min(spare, key=lambda kernel: kernel.since).id, "memory is short, and it is idle for longest")]
+    longest = min(spare, key=lambda kernel: kernel.since)
+    return [Cull(longest.id, "memory is short, and it is idle for longest", "memory")]
 
 
 def _why_renew(kernel: KernelView, now: float) -> str:

@@ -15,6 +15,7 @@ from jupyter_server.gateway.managers import GatewayClient
 from jupyter_kernelpool.culler import KernelCuller
 from jupyter_kernelpool.events import publish_on
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.lookout import KernelAlerts
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.rest import handlers
@@ -56,7 +57,7 @@ class KernelPoolExtension(ExtensionApp):
     extension_url = "/kernelpool"
     load_other_extensions = True
     put_in_place = False
-    classes = [KernelPool, KernelLimits, KernelCuller]  # noqa: RUF012 (a trait's default, as upstream declares it)
+    classes = [KernelPool, KernelLimits, KernelCuller, KernelAlerts]  # noqa: RUF012 (a trait's default, as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:

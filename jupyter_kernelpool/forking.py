@@ -28,6 +28,7 @@ from jupyter_kernelpool.errors import (
     WrongState,
 )
 from jupyter_kernelpool.lineage import Lineage, Node
+from jupyter_kernelpool.metrics import timed
 from jupyter_kernelpool.names import Names
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.supervision import Supervision
@@ -102,6 +103,7 @@ class Forking:
 
     # -- forks --------------------------------------------------------------------------------------
 
+    @timed("fork")
     async def fork(
         self,
         kernel_id: str,
@@ -144,6 +146,7 @@ class Forking:
                     parked.drop()
             return self._batches.result(batch, parked.manifest, began)
 
+    @timed("fork")
     async def fork_checkpoint(
         self,
         key: str,
@@ -169,6 +172,7 @@ class Forking:
 
     # -- checkpoints --------------------------------------------------------------------------------
 
+    @timed("checkpoint")
     async def take_checkpoint(self, kernel_id: str, *, name: str | None = None, timeout: float = 30.0) -> Checkpoint:
         """Keep the kernel's present state; raises as `fork`, and `WrongState` when all it may have are named.
 
@@ -209,6 +213,9 @@ class Forking:
         self.copies.hold(checkpoint.id, self.copies.of(kernel_id))
         self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))
         self._memory.poke()
+        if not automatic:
+            named = {"name": name} if name else {}
+            self._tell("checkpointed", kernel_id, checkpoint=checkpoint.id, **named)
         return checkpoint
 
     def drop(self, key: str) -> None:
@@ -219,6 +226,7 @@ class Forking:
         self.copies.let_go(key)
         self.lineage.end(key)
 
+    @timed("restore")
     async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
         """Let the kernel become what the checkpoint or kernel *source*, a relative of it, is; its clients stay.
 
@@ -260,6 +268,8 @@ class Forking:
                     successor.discard("the kernel is not to be replaced")
                     raise
                 await kernel.replace_process(successor)
+                kept = {"checkpoint": source} if source in self.checkpoints else {}
+                self._tell("restored", kernel_id, source=source, **kept)
         finally:
             self._changing.discard(kernel_id)
 
@@ -304,6 +314,9 @@ class Forking:
         kernel, manager = self._manager.get_kernel(kernel_id), self._manager
         owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
         return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
+
+    def _tell(self, type: str, kernel_id: str, **facts: str) -> None:  # noqa: A002
+        self._manager.events.emit(type, kernel_id, now=time.time(), **facts)
 
     async def until_serving(self, kernel_id: str) -> None:
         """Wait until a process that was given to the kernel serves: Jupyter answers some milliseconds before, as when

@@ -18,7 +18,8 @@ class Execution:
     """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
 
     *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
-    not what a front end runs silently by itself.
+    not what a front end runs silently by itself. *failed*: it ended with an error, which is the user's. *code* stands
+    for what runs, the same for the same source; None where that isn't published.
     """
 
     header: dict[str, Any]
@@ -29,6 +30,8 @@ class Execution:
     lost: bool = False
     shown: bool = False
     presumed: bool = False
+    failed: bool = False
+    code: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 
     @property
@@ -55,6 +58,7 @@ class Ledger:
         self.on_begin: list[Callable[[Execution], None]] = []
         self.on_end: list[Callable[[Execution], None]] = []
         self.on_output: list[Callable[[Execution, str, int, str], None]] = []  # with the type, size and display id
+        self.on_show: list[Callable[[Execution], None]] = []  # it turned out to be a cell
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
         self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
         self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
@@ -62,6 +66,7 @@ class Ledger:
         self._rested_at = 0.0  # until then the main shell did something else
         self._answers = False  # whether the process said anything yet that somebody asked for
         self._others: set[str] = set()  # what is handled and no execution
+        self.on_life: Callable[[], None] | None = None  # called once, at the next message of any kind
         self._asked_early: dict[str, float] = {}  # questions for input that overtook the busy of their execution
 
     @property
@@ -78,6 +83,9 @@ class Ledger:
     ) -> None:
         """A message of iopub came: its type, its parent's header, its size in bytes; *state* of a status, *display* the
         id of what it shows."""
+        if self.on_life is not None:
+            came, self.on_life = self.on_life, None
+            came()
         if parent.get("msg_type") == "comm_msg":
             self.used_at = now  # somebody moved a widget
         msg_id = str(parent.get("msg_id", ""))
@@ -101,7 +109,9 @@ class Ledger:
         elif execution is not None:
             if kind == "execute_input":
                 execution.shown, self.used_at = True, now
+                _tell(self.on_show, execution)
             execution.output += size
+            execution.failed |= kind == "error"
             for listener in list(self.on_output):
                 listener(execution, kind, size, display)
 

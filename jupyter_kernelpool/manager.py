@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_events import EventLogger
 from jupyter_server import CallContext
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
@@ -24,6 +24,7 @@ from traitlets import Instance, TraitError, Type, default
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.clock import Clock
 from jupyter_kernelpool.culler import Culler, KernelCuller
 from jupyter_kernelpool.edge import Edge
@@ -40,6 +41,7 @@ from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper, Round
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.lookout import JUDGE_EVERY, KernelAlerts, Lookout
 from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
@@ -50,6 +52,7 @@ from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.replay import Replay
 from jupyter_kernelpool.restarter import PromptRestarter
 from jupyter_kernelpool.sums import Group
+from jupyter_kernelpool.textfile import WRITE_EVERY, MetricsFile
 from jupyter_kernelpool.undo import Undo
 from jupyter_kernelpool.wishes import Wishes
 
@@ -78,6 +81,31 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         pool = getattr(self.parent, "pool", None)
         self.pool = pool if isinstance(pool, KernelPool) else None
         self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
+
+    def kernel_asked_for(self, kernel_id: str) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.chronicle.starts(kernel_id)
+
+    def kernel_did_not_start(self, kernel_id: str, error: BaseException) -> None:
+        if isinstance(self.parent, PoolingKernelManager):
+            ours = isinstance(error, Exception) and not isinstance(error, (*REFUSALS, NoSuchKernel))
+            self.parent.chronicle.start_failed(kernel_id, error, ours=ours)
+
+    def kernel_started(self) -> None:
+        if isinstance(self.parent, PoolingKernelManager) and (self.pooled is None or self.pooled.claimed is None):
+            self.parent.chronicle.awaits_life(self.kernel_id, "cold" if self.pooled is not None else "other")
+
+    def kernel_restarts(self) -> None:
+        (cause, reason), self.restarts_for = self.restarts_for or ("asked", ""), None
+        if cause == "asked" and isinstance(self._restarter, PromptRestarter) and self._restarter.at_work:
+            cause = "died"
+        if isinstance(self.parent, PoolingKernelManager):
+            self.parent.chronicle.restarts(self.kernel_id, cause, reason)
+
+    def _kernel_exited(self) -> None:
+        super()._kernel_exited()
+        if isinstance(self.parent, PoolingKernelManager) and not self.autorestart and not self.shutting_down:
+            self.parent.chronicle.dies(self.kernel_id, "its process ended", by_itself=True)
 
     async def kernel_has_process(self, pid: int) -> None:
         if isinstance(self.parent, PoolingKernelManager):
@@ -110,6 +138,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.edge.clear(self.kernel_id)
+            self.parent.chronicle.serves(self.kernel_id, process.record.way)
             self.parent.undo.serves(self.kernel_id, process)
             self.parent.wishes.serves(self.kernel_id, process)
 
@@ -145,7 +174,14 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.keeper = Keeper(self.pool, self._foresee)
         self.keeper.rounds.append(Round("sample", SAMPLE_EVERY, self.meter.sample, lambda: self.meter.has_work))
         self.edge = Edge()
-        self.events = Events()
+        self.events = Events(first=int(time.time() * 1000))
+        self.lookout = Lookout(KernelAlerts(parent=self, log=self.log))
+        self.chronicle = Chronicle(self.events, self.edge, self.lookout)
+        self.metrics_file = MetricsFile(self.pool.metrics_file)
+        self.keeper.rounds += [
+            Round("alerts", JUDGE_EVERY, self.lookout.round),
+            Round("metrics file", WRITE_EVERY, self.metrics_file.write, lambda: bool(self.metrics_file.path)),
+        ]
         self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
         self.culler = Culler(self, KernelCuller(parent=self, log=self.log))
         cull_every = self.culler.settings.interval
@@ -223,6 +259,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self.forking.close()
             await self.keeper.stop()
             await self.pool.close()
+            await self.metrics_file.remove()
         await self.clock.close()
         await self.output_watch.close()
         await self.guard.close()
@@ -238,6 +275,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     async def close_supervision(self) -> None:
         """Every kernel has ended: remove what is left of them, and end the supervisor."""
+        self.events.close()
         await self.forking.copies.close()
         await self.pool.supervision.close()
 
@@ -325,6 +363,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def _handle_kernel_died(self, kernel_id: str) -> None:
         """As stock, which forgets a kernel that ended too often; its listeners and its file go with it."""
         manager: Any = self._kernels.get(kernel_id)
+        self.chronicle.dies(kernel_id, "it ended too often", by_itself=True)
         super()._handle_kernel_died(kernel_id)  # type: ignore[no-untyped-call]
         if getattr(manager, "pooled", None) is not None:
             task = asyncio.ensure_future(manager.cleanup_resources())
@@ -337,6 +376,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.forking.kernel_ended(kernel_id)
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)
+        self.chronicle.forget(kernel_id)
         self.edge.forget(kernel_id)
         self.culler.forget(kernel_id)
         self.output_watch.forget(kernel_id)
@@ -369,6 +409,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue
             return "restored"
+        kernel: Any = self.get_kernel(kernel_id)
+        kernel.restarts_for = "limit", str(kernel.stays_dead_for or "")
         restart: Any = self.restart_kernel
         await restart(kernel_id, now=True)
         return "restarted"

@@ -34,6 +34,7 @@ from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
 from jupyter_kernelpool.sandboxing import Sandboxing
 from jupyter_kernelpool.settings import read_settings
 from jupyter_kernelpool.supervision import Supervision
+from jupyter_kernelpool.textfile import SUFFIX, find_path
 
 CLAIM_ATTEMPTS = 3
 
@@ -248,6 +249,13 @@ class KernelPool(LoggingConfigurable):
         config=True,
         help="Files and folders that a working directory may hold for a fork to get a copy of it.",
     )
+    metrics_file = Unicode(
+        "",
+        config=True,
+        help="""File to which the metrics are written every 15 seconds, for node_exporter's textfile collector: an
+        absolute path that ends in .prom; `~` and variables of the environment are replaced. Each server needs one of
+        its own: its name is the label `server`. Empty: no file.""",
+    )
     launchers = List(
         Type(klass=Launcher),
         default_value=[TemplateLauncher, SpawnLauncher, WholeLauncher],
@@ -291,6 +299,15 @@ class KernelPool(LoggingConfigurable):
     def _valid_copies_dir(self, proposal: Any) -> Any:
         if proposal["value"] and not os.path.isabs(proposal["value"]):
             raise TraitError(f"KernelPool.copies_dir = {proposal['value']!r} must be an absolute path, or empty")
+        return proposal["value"]
+
+    @validate("metrics_file")
+    def _valid_metrics_file(self, proposal: Any) -> Any:
+        path = find_path(proposal["value"])
+        if path and not (os.path.isabs(path) and path.endswith(SUFFIX)):
+            raise TraitError(
+                f"KernelPool.metrics_file = {path!r} must be an absolute path that ends in {SUFFIX}, or empty"
+            )
         return proposal["value"]
 
     def __init__(self, **kwargs: Any) -> None:

@@ -67,6 +67,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     """
 
     pool: KernelPool | None = None
+    restarts_for: tuple[str, str] | None = None  # why the next restart is made: a word and a sentence; None: asked for
     stays_dead_for: Breach | None = None  # the limit that its process crossed: nobody restarts it but its user
     origin: Process | None = None  # the fork that this kernel is to be; taken by its first start
     _start_kernel = _undecorated("_async_start_kernel")
@@ -74,10 +75,19 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     @pending
     async def _async_start_kernel(self, **kw: Any) -> None:
-        await self._start_kernel(**kw)
+        kernel_id = self.kernel_id or kw.get("kernel_id", "")
+        self.kernel_asked_for(kernel_id)
+        try:
+            await self._start_kernel(**kw)
+        except BaseException as error:
+            self.kernel_did_not_start(kernel_id, error)
+            raise
+        self.kernel_started()
 
     @pending
     async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        if restart:
+            self.kernel_restarts()
         await self._shutdown_kernel(now=now, restart=restart)
 
     start_kernel: Any = _async_start_kernel
@@ -216,6 +226,18 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     def kernel_starts(self) -> None:
         """Its first process, or the next one, is about to start: the former one runs no more."""
+
+    def kernel_asked_for(self, kernel_id: str) -> None:
+        """A process is to be made for this kernel: its first, or the next one."""
+
+    def kernel_did_not_start(self, kernel_id: str, error: BaseException) -> None:
+        """It could not be made."""
+
+    def kernel_started(self) -> None:
+        """It is made, and need not answer yet."""
+
+    def kernel_restarts(self) -> None:
+        """The process is about to be replaced by a fresh one, for `restarts_for` if that is set."""
 
     def _refuse_outside_sandbox(self) -> None:
         """Raise `NotEnforceable` for a kernel that is to be confined and that others than we would start."""

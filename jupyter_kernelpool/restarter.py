@@ -35,6 +35,11 @@ class PromptRestarter(AsyncIOLoopKernelRestarter):
             return False
         return bool(await manager.stays_dead())
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it looks after the kernel just now: a restart meanwhile is its own."""
+        return self._busy
+
     def _is_settled(self) -> bool:
         provisioner = getattr(self.kernel_manager, "pooled", None)
         process = provisioner.claimed if provisioner is not None else None

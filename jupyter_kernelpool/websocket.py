@@ -18,6 +18,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.process import Process
+from jupyter_kernelpool.traffic import Traffic
 
 PROBE_EVERY = 0.02
 HOLD_TIMEOUT = 10.0
@@ -173,7 +174,7 @@ class Prompt:
         return True
 
 
-class PooledWebsocketConnection(Prompt, Notices, Bounded, ZMQChannelsWebsocketConnection):
+class PooledWebsocketConnection(Prompt, Notices, Traffic, Bounded, ZMQChannelsWebsocketConnection):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
 
@@ -182,5 +183,7 @@ def over(connection_class: type) -> type:
     if issubclass(connection_class, Prompt):
         return connection_class
     return type(
-        f"Pooled{connection_class.__name__}", (Prompt, Notices, Bounded, connection_class), {"__module__": __name__}
+        f"Pooled{connection_class.__name__}",
+        (Prompt, Notices, Traffic, Bounded, connection_class),
+        {"__module__": __name__},
     )

@@ -68,6 +68,13 @@ class KernelPoolHandler(APIHandler):
         manager = self.kernel_manager
         return manager if isinstance(manager, PoolingKernelManager) else None
 
+    def our_manager(self) -> PoolingKernelManager:
+        """The server's kernel manager, which has to be ours, with or without a pool; raises `Disabled`."""
+        if self.pooling is None:
+            why = self.why_disabled()
+            raise Disabled(f"this server's kernels are not watched: {why}", why=why)
+        return self.pooling
+
     def why_disabled(self) -> str | None:
         """Why nothing is pooled on this server, or None if the pool works."""
         return why_disabled(self.kernel_manager, self.settings["config"])

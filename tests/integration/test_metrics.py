@@ -111,4 +111,7 @@ def test_no_kernel_id_is_a_label(kp_server: Server) -> None:
     assert kernel not in page
     assert not [line for line in ours if KERNEL_ID.search(line)]
     labels = {name for line in ours for name in re.findall(r'(\w+)="', line)}
-    assert labels <= {"recipe", "outcome", "way", "state", "why", "le"}
+    assert labels <= {
+        "recipe", "outcome", "way", "state", "why", "le", "type", "cause", "limit", "operation", "code", "kind",
+        "alert", "of",
+    }  # fmt: skip

@@ -14,6 +14,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.notices import Notices
+from jupyter_kernelpool.traffic import Traffic
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, Prompt, over
 
 pytestmark = pytest.mark.integration
@@ -112,6 +113,6 @@ async def test_foreign_connection_class_keeps_its_behaviour(connected: Callable[
 
 def test_over_puts_ours_on_top_and_only_once() -> None:
     ours = over(Foreign)
-    assert ours.__mro__[1:5] == (Prompt, Notices, Bounded, Foreign)
+    assert ours.__mro__[1:6] == (Prompt, Notices, Traffic, Bounded, Foreign)
     assert over(ours) is ours
     assert over(PooledWebsocketConnection) is PooledWebsocketConnection

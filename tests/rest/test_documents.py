@@ -11,7 +11,9 @@ import pytest
 from tornado import web
 
 from jupyter_kernelpool import errors
+from jupyter_kernelpool.alerts import HINTS
 from jupyter_kernelpool.decisions import Stage
+from jupyter_kernelpool.events import read_types
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.rest import base, handlers
 from jupyter_kernelpool.rest.health import read_document
@@ -68,6 +70,12 @@ def test_every_code_of_the_edge_is_in_the_docs(status: int, code: str) -> None:
 @pytest.mark.parametrize("name, choices", [("Stage", Stage), ("State", State)])
 def test_document_has_the_states_of_the_code(name: str, choices: type[StrEnum]) -> None:
     assert read_document()["components"]["schemas"][name]["enum"] == [choice.value for choice in choices]
+
+
+def test_document_has_the_events_and_alerts_of_the_code() -> None:
+    schemas = read_document()["components"]["schemas"]
+    assert schemas["Event"]["properties"]["type"]["enum"] == list(read_types())
+    assert schemas["Alert"]["properties"]["name"]["enum"] == list(HINTS)
 
 
 def test_document_has_the_launchers_of_the_code() -> None:

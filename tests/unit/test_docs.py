@@ -12,9 +12,12 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from jupyter_kernelpool import errors, metrics
+from jupyter_kernelpool.alerts import HINTS
 from jupyter_kernelpool.culler import KernelCuller
+from jupyter_kernelpool.events import read_types
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.lookout import KernelAlerts
 from jupyter_kernelpool.pool import KernelPool
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,7 +26,7 @@ OPERATING = (DOCS / "operators" / "operating.md").read_text()
 MIB = 1024 * 1024
 OWN_TRAITS = [
     (owner, name)
-    for owner in (KernelPool, KernelLimits, KernelCuller)
+    for owner in (KernelPool, KernelLimits, KernelCuller, KernelAlerts)
     for name in sorted(owner.class_own_traits(config=True))
 ]
 NAMES = [f"{owner.__name__}.{name}" for owner, name in OWN_TRAITS]
@@ -80,3 +83,13 @@ def test_error_is_in_the_operating_page_with_its_status(error):
 )
 def test_metric_is_in_the_operating_page(metric):
     assert metric.describe()[0].name in OPERATING
+
+
+@pytest.mark.parametrize("kind", read_types())
+def test_event_is_in_the_operating_page(kind):
+    assert re.search(rf"^\| `{kind}` \|", OPERATING, re.MULTILINE)
+
+
+@pytest.mark.parametrize("alert", HINTS)
+def test_alert_is_in_the_operating_page(alert):
+    assert re.search(rf"^\| `{alert}` \|", OPERATING, re.MULTILINE)
