@@ -15,7 +15,7 @@ class Connection(Protocol):
     """A client's connection to a kernel: `websocket.Prompt`."""
 
     def say(self, text: str, parent: dict[str, Any]) -> None:
-        """Show *text* as a line of stderr of the cell with the header *parent* ({}: of none)."""
+        """Show *text* as a line of stderr of the cell with the header *parent* ({}: of the one it waits for)."""
 
     def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
         """End every execution that this client waits for with that error; the headers of those."""

@@ -223,14 +223,14 @@ class Guard:
             for kernel_id, reading in read.items()
             if kernel_id in watched and self._subjects.get(kernel_id) is watched[kernel_id]  # else it was replaced
         }
-        near = False
+        near, slowed = False, {key for key, reading in readings.items() if self._was_slowed(key, reading)}
         for kernel_id, reading in readings.items():
             try:
                 near |= self._judge(watched[kernel_id], reading)
             except Exception:
                 log.exception("Kernel %s: what it uses could not be judged", kernel_id)
         self._readings.update(readings)
-        return (bool(self.sums.limited) and await self._judge_sums(watched, readings)) or near
+        return (bool(self.sums.limited) and await self._judge_sums(watched, readings, slowed)) or near
 
     async def _read(self, subjects: list[Subject]) -> dict[str, Reading]:
         readings: dict[str, Reading] = {}
@@ -269,18 +269,22 @@ class Guard:
 
     def _judge_speed(self, kernel_id: str, reading: Reading, now: float) -> None:
         before = self._readings.get(kernel_id)
-        throttled = before is not None and reading.throttled > before.throttled
-        standing, tell = note_throttling(self._standing(kernel_id, "cpu"), throttled=throttled, now=now)
+        slowed = self._was_slowed(kernel_id, reading)
+        standing, tell = note_throttling(self._standing(kernel_id, "cpu"), throttled=slowed, now=now)
         self._standings[kernel_id, "cpu"] = standing
         if tell and before is not None:
             seen = max(reading.used.get("cpu", 0.0), before.used.get("cpu", 0.0))
             self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, seen)
 
-    async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading]) -> bool:
+    def _was_slowed(self, kernel_id: str, reading: Reading) -> bool:
+        before = self._readings.get(kernel_id)
+        return before is not None and reading.throttled > before.throttled
+
+    async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading], slowed: set[str]) -> bool:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
         own = {kernel_id: self.allowance_of(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
-        judgement = self.sums.judge(used, cores, time.monotonic(), time.time())
+        judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
         for kernel_id, breach, step in judgement.steps:
             self._take(watched[kernel_id], breach, step)
         for kernel_id in judgement.recapped:

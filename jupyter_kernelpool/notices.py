@@ -92,7 +92,9 @@ class Notices:
         super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
 
     def say(self, text: str, parent: dict[str, Any]) -> None:
-        """Show *text* as a line of stderr of the cell with the header *parent* ({}: of none)."""
+        """Show *text* as a line of stderr of the cell with the header *parent* ({}: of the one that the client waits
+        for: a cell that keeps its kernel from all else is not known to run)."""
+        parent = parent or next(iter(self._awaited.values()), {})
         self.publish("iopub", "stream", {"name": "stderr", "text": text + "\n"}, parent)
 
     def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ A `Group` is kernels that share an allowance: all of the server's, or those of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from jupyter_kernelpool.allowance import Allowance, Breach
 from jupyter_kernelpool.escalation import Interrupt, Kill, Policy, Standing, Step, escalate
 
-AT_CAP = 0.9  # of what a kernel was slowed down to: above it, it is taken to want more
+HUNGRY = 1.0  # seconds for which a kernel that was slowed down is taken to want more than it got
 NEAR = 0.5
 NOTICEABLE = 0.05  # share by which the cores that a kernel may use have to change before anybody is told
 SUMMED = frozenset({"memory", "cpu", "processes"})
@@ -46,6 +46,7 @@ class Sums:
         self._policy = policy
         self._find: list[Callable[[], Iterable[Group]]] = []
         self._standings: dict[tuple[str, str], SumStanding] = {}
+        self._slowed: dict[str, float] = {}  # when a kernel was last seen to be slowed down
 
     def add(self, find_groups: Callable[[], Iterable[Group]], most: Allowance) -> None:
         """Judge the groups that *find_groups* gives, too; *most* has every limit that one of them may have."""
@@ -54,11 +55,18 @@ class Sums:
             self.limited |= most.limited & SUMMED
 
     def judge(
-        self, used: Mapping[str, Mapping[str, float]], cores: Mapping[str, float], now: float, at: float
+        self,
+        used: Mapping[str, Mapping[str, float]],
+        slowed: Collection[str],
+        cores: Mapping[str, float],
+        now: float,
+        at: float,
     ) -> Judgement:
-        """*used* is what kernels use of each limit, by id; *cores* those that they may use by themselves, where that
-        is limited. *now* is monotonic, *at* seconds since the epoch."""
+        """*used* is what kernels use of each limit, by id, and *slowed* those that were slowed down since the last
+        look; *cores* those that they may use by themselves, where that is limited. *now* is monotonic, *at* seconds
+        since the epoch."""
         judgement, caps = Judgement(), dict[str, float]()
+        hungry = self._hungry(used, slowed, now)
         groups = [group for find in self._find for group in find()]
         for group in groups:
             for limit in sorted(group.allowance.limited & SUMMED):
@@ -68,7 +76,7 @@ class Sums:
                     if kernel_id in group.members and limit in amounts
                 }
                 if limit == "cpu":
-                    for kernel_id, share in share_cores(members, self.caps, cores, group.allowance.cpu).items():
+                    for kernel_id, share in share_cores(members, hungry, cores, group.allowance.cpu).items():
                         caps[kernel_id] = min(share, caps.get(kernel_id, share))
                 else:
                     self._judge_sum(judgement, group, limit, members, now, at)
@@ -77,6 +85,12 @@ class Sums:
         names = {group.name for group in groups}
         self._standings = {key: standing for key, standing in self._standings.items() if key[0] in names}
         return judgement
+
+    def _hungry(self, used: Mapping[str, Mapping[str, float]], slowed: Collection[str], now: float) -> frozenset[str]:
+        over = {kernel_id for kernel_id, cap in self.caps.items() if used.get(kernel_id, {}).get("cpu", 0.0) > cap}
+        self._slowed = {key: seen for key, seen in self._slowed.items() if key in used and now - seen < HUNGRY}
+        self._slowed |= dict.fromkeys(over.union(slowed) & used.keys(), now)
+        return frozenset(self._slowed)
 
     def _judge_sum(
         self, judgement: Judgement, group: Group, limit: str, used: Mapping[str, float], now: float, at: float
@@ -136,15 +150,15 @@ def escalate_sum(
 
 
 def share_cores(
-    used: Mapping[str, float], caps: Mapping[str, float], limits: Mapping[str, float], cores: float
+    used: Mapping[str, float], hungry: Collection[str], limits: Mapping[str, float], cores: float
 ) -> dict[str, float]:
     """How many cores each kernel may use, by id, where together they want more than *cores*; others are left alone.
 
-    *caps* are what this gave them the last time, *limits* their own. Who uses less than a fair share keeps what it
-    uses; the others share the rest evenly, since of one that is slowed down nobody knows how much it wants.
+    *limits* are their own. Who uses less than a fair share keeps what it uses; the others share the rest evenly, since
+    of the *hungry*, which are slowed down and would use more, nobody knows how much.
     """
     wanted = {
-        kernel_id: limits.get(kernel_id, NO_CAP) if amount > AT_CAP * caps.get(kernel_id, NO_CAP) else amount
+        kernel_id: limits.get(kernel_id, NO_CAP) if kernel_id in hungry else amount
         for kernel_id, amount in used.items()
     }
     if sum(wanted.values()) <= cores:

@@ -14,7 +14,7 @@ from jupyter_kernelpool.usage import LINUX, Stat, scan
 
 EXACT_FROM = 0.5  # of the limit: below it an upper bound of the memory, which costs next to nothing, will do
 REMEMBERED = 10.0  # seconds for which memory of processes that do nothing is taken to be the same
-LEAST_SPAN = 0.02  # seconds over which cores can be told: the system counts in 0.01 s
+LEAST_SPAN = 0.4  # seconds over which cores are told: a moment's work is no reason to slow anybody down
 
 Signs = frozenset[tuple[int, int, float, int]]
 

@@ -1,0 +1,409 @@
+"""What runs away ends as the limits say, and everybody is told why; on each enforcer, with real kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from .browsers import browser
+from .conftest import Server, eventually
+from .limited import ENFORCERS, MB, cores_of, hearing, run, session_of, tree_of, undisturbed
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+# None of them leaves what would hurt the machine if the limit did not hold.
+ALLOCATES = 'x = b"x" * (2 << 30)'
+GROWS = """
+import time
+kept = []
+try:
+    while len(kept) < 2048:
+        kept.append(b"x" * (1 << 20))
+        time.sleep(0.004)
+except KeyboardInterrupt:
+    size = len(kept)
+    kept.clear()
+    raise
+"""
+FORKS = """
+import os, time
+me = os.getpid()
+for _ in range(8):
+    os.fork()
+if os.getpid() != me:
+    time.sleep(60)
+    os._exit(0)
+time.sleep(60)
+"""
+LEAKS = """
+files = []
+while len(files) < 5000:
+    files.append(open("/dev/null"))
+"""
+SPINS = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+SPINS_IN_PROCESSES = f"""
+import subprocess, sys
+hogs = [subprocess.Popen([sys.executable, "-c", {SPINS!r}]) for _ in range(3)]
+for hog in hogs:
+    hog.wait()
+"""
+SPINS_IN_THREADS = f"""
+import threading
+hogs = [threading.Thread(target=exec, args=({SPINS!r}, {{}})) for _ in range(3)]
+for hog in hogs:
+    hog.start()
+for hog in hogs:
+    hog.join()
+"""
+EATS = f"import time; {ALLOCATES}; time.sleep(60)"
+CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {EATS!r}])"
+POOL = """
+import multiprocessing, time
+def eat(number):
+    x = b"x" * (400 << 20)
+    time.sleep(60)
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    pool.map(eat, range(4))
+"""
+
+
+@pytest.fixture(scope="module", params=list(ENFORCERS))
+def kp_limiting(
+    request: pytest.FixtureRequest, kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server on which each test limits its own kernels."""
+    server = kp_servers(tmp_path_factory.mktemp("server"), *ENFORCERS[request.param], "--KernelLimits.grace=1.5")
+    server.wait_warm()
+    _, pool = server.call("/kernelpool/v1/pool")
+    assert pool["capabilities"]["limits"]["memory"]["by"] == request.param
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=list(ENFORCERS))
+def kp_start_limiting(request: pytest.FixtureRequest, kp_start: Callable[..., Server]) -> Callable[..., Server]:
+    """Starts a server with the enforcer and further options."""
+    return lambda *options: kp_start(*ENFORCERS[request.param], *options)
+
+
+def limited(server: Server, **limits: Any) -> str:
+    """A kernel with these limits."""
+    kernel = server.start_kernel()
+    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": limits})
+    assert status == 200, model
+    return kernel
+
+
+def model_of(server: Server, kernel: str) -> dict[str, Any]:
+    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}")
+    assert status == 200, model
+    return dict(model)
+
+
+def pid_of(server: Server, kernel: str) -> int:
+    return int(model_of(server, kernel)["pid"])
+
+
+def assert_dead_for(server: Server, kernel: str, limit: str, pid: int) -> dict[str, Any]:
+    """It is dead, says why everywhere, stays so though it would be restarted otherwise, and has left nothing."""
+    eventually(lambda: model_of(server, kernel)["breach"], "the breach is told")
+    model = model_of(server, kernel)
+    assert (model["breach"]["limit"], model["breach"]["outcome"]) == (limit, "killed")
+    assert model["breach"]["seen"] > model["breach"]["allowed"]
+    assert model["execution_state"] == "dead"
+    assert f"{limit} limit" in model["reason"]
+    stock = server.call(f"/api/kernels/{kernel}")[1]
+    assert (stock["execution_state"], f"{limit} limit" in stock["reason"]) == ("dead", True)
+    eventually(lambda: not session_of(pid), "nothing is left of it")
+    time.sleep(3.5)  # longer than stock waits before it restarts a kernel
+    assert model_of(server, kernel)["execution_state"] == "dead"
+    return model
+
+
+def assert_restarts(server: Server, kernel: str) -> None:
+    """Its user's own restart gives a working kernel without a word of what was."""
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    with browser(server, kernel) as page:
+        assert page.execute("1+1") == "2"
+    assert not model_of(server, kernel)["reason"]
+    assert model_of(server, kernel)["execution_state"] == "idle"
+
+
+# -- memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [ALLOCATES, CHILD, POOL], ids=["kernel", "child", "pool"])
+def test_two_gigabytes_under_600_mb_end_the_kernel_and_its_children_with_the_reason(
+    kp_limiting: Server, code: str
+) -> None:
+    kernel = limited(kp_limiting, memory="600M")
+    pid = pid_of(kp_limiting, kernel)
+    with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        cell = run(page, code)
+        assert "600 MB allowed" in cell.stderr
+        if cell.error == "KeyboardInterrupt":  # it was looked at just above the limit, and stopped when it was asked
+            assert_stopped(kp_limiting, kernel, pid)
+            return
+        assert (cell.reply["status"], cell.reply["ename"], cell.error) == ("error", "KernelKilled", "KernelKilled")
+        assert "memory limit" in cell.reply["evalue"]
+        model = assert_dead_for(kp_limiting, kernel, "memory", pid)
+        assert model["breach"]["allowed"] == 600 * MB
+        assert model["breach"]["seen"] < 2600 * MB
+        eventually(lambda: heard.of(kernel, "dead"), "it is told that the kernel is dead")
+    assert heard.of(kernel, "breached")[-1]["outcome"] == "killed"
+    assert {event["limit"] for event in heard.of(kernel, "breached")} == {"memory"}
+    assert_restarts(kp_limiting, kernel)
+
+
+def assert_stopped(server: Server, kernel: str, pid: int) -> None:
+    """It uses little again, without any of what it began, and is left alone."""
+    time.sleep(3)
+    assert model_of(server, kernel)["breach"]["outcome"] == "interrupted"
+    assert (pid_of(server, kernel), model_of(server, kernel)["execution_state"]) == (pid, "idle")
+    assert session_of(pid) == [pid]
+
+
+def test_kernel_that_grows_is_warned_once_and_interrupted_and_lives_on(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, memory="600M")
+    pid = pid_of(kp_limiting, kernel)
+    with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        assert page.execute("before = 7") == ""
+        cell = run(page, GROWS)
+        assert cell.error == "KeyboardInterrupt"
+        assert cell.stderr.count("of 600 MB used") == 1
+        assert "Interrupted" in cell.stderr
+        time.sleep(2)  # longer than it has time to use less
+        assert page.execute("before, 560 < size < 700") == "(7, True)"
+        assert pid_of(kp_limiting, kernel) == pid
+        assert model_of(kp_limiting, kernel)["breach"]["outcome"] == "interrupted"
+        # It is calm: the next crossing is another one.
+        assert run(page, GROWS).error == "KeyboardInterrupt"
+        eventually(lambda: len(heard.of(kernel, "breached")) == 2, "both are told")
+    assert len(heard.of(kernel, "warned")) == 2
+    assert not heard.of(kernel, "dead")
+
+
+def test_memory_that_is_kept_after_the_interrupt_ends_the_kernel(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, memory="600M")
+    pid = pid_of(kp_limiting, kernel)
+    with browser(kp_limiting, kernel) as page:
+        cell = run(page, GROWS.replace("    kept.clear()\n", ""))
+        assert cell.error == "KeyboardInterrupt"
+        eventually(lambda: model_of(kp_limiting, kernel)["execution_state"] == "dead", "it is ended")
+    assert_dead_for(kp_limiting, kernel, "memory", pid)
+
+
+def test_memory_that_a_kernel_shares_with_its_template_is_not_its_own(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.memory=150M", "--KernelPool.init_code=x = b'x' * (400 << 20)")
+    server.wait_warm()
+    hits = server.hit()
+    kernel = server.start_kernel()
+    assert server.hit() == hits + 1
+    with browser(server, kernel) as page:
+        assert page.execute("len(x) >> 20") == "400"
+        time.sleep(2)
+        assert page.execute("len(x) >> 20") == "400"
+    assert model_of(server, kernel)["breach"] is None
+
+
+# -- processes and files ----------------------------------------------------------------------------
+
+
+def test_fork_bomb_ends_with_all_its_processes(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, processes=100)
+    pid = pid_of(kp_limiting, kernel)
+    with undisturbed(kp_limiting), browser(kp_limiting, kernel) as page:
+        cell = run(page, FORKS)
+        assert cell.reply["ename"] in ("KernelKilled", "BlockingIOError"), cell
+        eventually(lambda: len(session_of(pid)) < 100, "no more than allowed are left")
+    if cell.reply["ename"] == "KernelKilled":
+        assert_dead_for(kp_limiting, kernel, "processes", pid)
+        assert_restarts(kp_limiting, kernel)
+
+
+def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, open_files=256)
+    pid = pid_of(kp_limiting, kernel)
+    with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        assert run(page, LEAKS).error == "OSError"
+        assert page.execute("len(files) < 256") == "True"
+        eventually(lambda: heard.of(kernel, "breached"), "it is told")
+        with browser(kp_limiting, kernel) as other:
+            assert other.execute("len(files) > 100") == "True"
+        assert kp_limiting.run(kernel, "1+1") == "2"
+        assert page.execute("files.clear(); 1+1") == "2"
+    assert pid_of(kp_limiting, kernel) == pid
+    assert [event["outcome"] for event in heard.of(kernel, "breached")] == ["refused"]
+    assert model_of(kp_limiting, kernel)["breach"]["limit"] == "open_files"
+
+
+# -- processor --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [SPINS, SPINS_IN_PROCESSES, SPINS_IN_THREADS], ids=["loop", "processes", "threads"])
+def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server, code: str) -> None:
+    kernel = limited(kp_limiting, cpu=0.5)
+    pid = pid_of(kp_limiting, kernel)
+    with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        request = page.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
+        eventually(lambda: cores_of(pid, 0.2) > 0.3, "it computes")
+        assert cores_of(pid, 10) <= 0.5 * 1.03
+        eventually(lambda: heard.of(kernel, "throttled"), "it is told")
+        began = time.monotonic()
+        page.ask("kernel_info_request", {}, "control")
+        assert time.monotonic() - began < 3
+        assert kp_limiting.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
+        reply, _ = page.until_idle(request)
+        assert reply["ename"] == "KeyboardInterrupt"
+        assert_runs_freely(pid)
+    assert len(heard.of(kernel, "throttled")) == 1
+    assert heard.of(kernel, "throttled")[0]["allowed"] == 0.5
+    assert kp_limiting.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: not session_of(pid), "nothing is left of it")
+
+
+def assert_runs_freely(pid: int) -> None:
+    """For a while no process of the tree is paused; those that still compute are interrupted first."""
+    for process in tree_of(pid)[1:]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    eventually(
+        lambda: all("stopped" not in [one.status() for one in tree_of(pid)] or time.sleep(0.1) for _ in range(30)),
+        "nothing is paused",
+    )
+
+
+def test_looser_limit_frees_a_hog_at_once_and_stopping_the_server_leaves_nothing_paused(
+    kp_start_limiting: Callable[..., Server],
+) -> None:
+    server = kp_start_limiting("--KernelLimits.allow_loosen=True")
+    kernel = limited(server, cpu=0.05)
+    pid = pid_of(server, kernel)
+    with browser(server, kernel) as page:
+        page.send("execute_request", {"code": SPINS, "silent": False, "allow_stdin": False})
+        eventually(lambda: cores_of(pid, 0.2) > 0.3, "it computes")
+        time.sleep(2)
+        assert cores_of(pid, 2) < 0.2
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": {"cpu": None}})[0] == 200
+        assert cores_of(pid, 2) > 0.3
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
+        eventually(lambda: cores_of(pid, 1) < 0.2, "it is slowed down again")
+    daemon = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    began = time.monotonic()
+    server.stop()
+    daemon.kill()
+    daemon.wait()
+    assert time.monotonic() - began < 20
+    assert not session_of(pid)
+
+
+# -- what happens at a breach -----------------------------------------------------------------------
+
+
+def test_on_breach_kill_ends_the_kernel_without_an_interrupt(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.on_breach=kill", "--KernelLimits.memory=300M")
+    kernel = server.start_kernel()
+    pid = pid_of(server, kernel)
+    with hearing(server) as heard, browser(server, kernel) as page:
+        cell = run(page, GROWS)
+        assert cell.reply["ename"] == "KernelKilled"
+        assert "Interrupted" not in cell.stderr
+        assert_dead_for(server, kernel, "memory", pid)
+    assert [event["outcome"] for event in heard.of(kernel, "breached")] == ["killed"]
+
+
+def test_on_breach_restart_gives_a_fresh_process_to_the_same_clients(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.on_breach=restart", "--KernelLimits.memory=300M")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as page:
+        assert page.execute("before = 7") == ""
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+        eventually(lambda: (model_of(server, kernel)["breach"] or {}).get("outcome") == "restarted", "it is restarted")
+        assert page.execute("before") == "NameError"
+        assert page.execute("1+1") == "2"
+    assert model_of(server, kernel)["limits"]["memory"] == 300 * MB
+
+
+def test_on_breach_restore_brings_the_last_checkpoint_back(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.on_breach=restore", "--KernelLimits.memory=300M")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as page:
+        assert page.execute("before = 7") == ""
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        assert page.execute("before = 8") == ""
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+        eventually(lambda: (model_of(server, kernel)["breach"] or {}).get("outcome") == "restored", "it is restored")
+        assert page.execute("before") == "7"
+        # Without a checkpoint that can be had, a fresh one.
+        for checkpoint in model_of(server, kernel)["checkpoints"]:
+            assert server.call(f"/kernelpool/v1/checkpoints/{checkpoint}", "DELETE")[0] == 204
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+        eventually(lambda: (model_of(server, kernel)["breach"] or {}).get("outcome") == "restarted", "it is restarted")
+        assert page.execute("before") == "NameError"
+
+
+# -- which limits hold ------------------------------------------------------------------------------
+
+
+def test_limits_of_a_recipe_hold_for_its_kernels(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting(
+        "--KernelLimits.memory=4G", '--KernelPool.recipes={"python3": {"limits": {"memory": "300M"}}}'
+    )
+    kernel = server.start_kernel()
+    assert model_of(server, kernel)["limits"]["memory"] == 300 * MB
+    with browser(server, kernel) as page:
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+
+
+def test_limits_are_tightened_and_not_loosened(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, memory="600M", cpu=1)
+    path = f"/kernelpool/v1/kernels/{kernel}"
+    for looser in ({"memory": "601M"}, {"memory": None}, {"cpu": 1.5}):
+        status, refusal = kp_limiting.call(path, "PATCH", {"limits": looser})
+        assert (status, refusal["code"]) == (422, "loosens"), looser
+    assert model_of(kp_limiting, kernel)["limits"]["memory"] == 600 * MB
+    status, model = kp_limiting.call(path, "PATCH", {"limits": {"memory": "500M", "processes": 200}})
+    assert (status, model["limits"]["memory"], model["limits"]["processes"]) == (200, 500 * MB, 200)
+    assert kp_limiting.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    assert model_of(kp_limiting, kernel)["limits"]["memory"] == 500 * MB
+
+
+def test_sum_of_all_kernels_ends_the_one_that_uses_most(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.total_memory=700M", "--KernelLimits.grace=1.5")
+    server.wait_warm()
+    small, large = server.start_kernel(), server.start_kernel()
+    with browser(server, small) as page, browser(server, large) as other:
+        assert page.execute("x = b'x' * (200 << 20)") == ""
+        assert run(other, "import time\nx = b'x' * (1000 << 20)\ntime.sleep(60)").reply["ename"] == "KernelKilled"
+        assert page.execute("len(x) >> 20") == "200"
+    breach = model_of(server, large)["breach"]
+    assert (breach["group"], breach["allowed"], breach["outcome"]) == ("all kernels", 700 * MB, "killed")
+    assert "memory limit of all kernels" in model_of(server, large)["reason"]
+    assert model_of(server, small)["breach"] is None
+
+
+def test_cores_of_all_kernels_are_shared(kp_start_limiting: Callable[..., Server]) -> None:
+    server = kp_start_limiting("--KernelLimits.total_cpu=0.6")
+    server.wait_warm()
+    kernels = [server.start_kernel() for _ in range(2)]
+    pids = [pid_of(server, kernel) for kernel in kernels]
+    with contextlib.ExitStack() as stack:
+        for kernel in kernels:
+            page = stack.enter_context(browser(server, kernel))
+            page.send("execute_request", {"code": SPINS, "silent": False, "allow_stdin": False})
+        eventually(lambda: cores_of(pids[0], 0.5) < 0.45 and cores_of(pids[1], 0.5) < 0.45, "both are slowed down")
+        time.sleep(2)
+        both = [cores_of(pid, 4) for pid in pids]
+        assert all(0.15 < cores < 0.4 for cores in both), both
+        assert server.call(f"/api/kernels/{kernels[1]}/interrupt", "POST")[0] == 204
+        time.sleep(2)
+        assert cores_of(pids[0], 4) <= 0.63
