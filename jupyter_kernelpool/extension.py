@@ -18,6 +18,7 @@ from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.lookout import KernelAlerts
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.presets import for_server
 from jupyter_kernelpool.rest import handlers
 from jupyter_kernelpool.rest.stock import tell_refusals
 from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS
@@ -74,7 +75,7 @@ class KernelPoolExtension(ExtensionApp):
         ours = {"kernel_manager_class": MANAGER, "kernel_websocket_connection_class": WEBSOCKET}
         # Set on the traits, not in the configuration: what an application such as JupyterLab has in its own
         # configuration files is applied later, and must still win.
-        for name, value in ours.items():
+        for name, value in {**ours, **for_server(serverapp.config)}.items():
             if name not in chosen:
                 setattr(serverapp, name, value)
 
@@ -106,7 +107,8 @@ class KernelPoolExtension(ExtensionApp):
         manager = self.pooling_manager
         if manager is not None:
             put_over_websockets(serverapp)  # an extension that was loaded after ours may have changed it
-            await manager.start_pool()
+            if manager.pool.warm_at_start:
+                await manager.start_pool()
             # What the server holds by now it keeps. Each full collection would go through it, which keeps the event
             # loop from everybody for 0.1 to 0.2 s; bursts of starts make such collections frequent.
             gc.collect()

@@ -46,6 +46,7 @@ from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.presets import under
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
@@ -60,6 +61,7 @@ RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
 SERVING_TIMEOUT = 0.1
 SAMPLE_EVERY = 5.0
+REST_EVERY = 10.0
 # Starts that are not wanted, or can't be as they were asked for.
 REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed)
 
@@ -168,22 +170,24 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.pool = KernelPool(parent=self, log=self.log)
+        made: dict[str, Any] = {"parent": self, "log": self.log, "config": under(self.config)}
+        self.pool = KernelPool(**made)
         self.pool.admission._running = lambda: len(self._kernels)
         self.meter = Meter(self, lambda: self.pool.supervision.pids)
         self.keeper = Keeper(self.pool, self._foresee)
         self.keeper.rounds.append(Round("sample", SAMPLE_EVERY, self.meter.sample, lambda: self.meter.has_work))
         self.edge = Edge()
         self.events = Events(first=int(time.time() * 1000))
-        self.lookout = Lookout(KernelAlerts(parent=self, log=self.log))
+        self.lookout = Lookout(KernelAlerts(**made))
         self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.metrics_file = MetricsFile(self.pool.metrics_file)
         self.keeper.rounds += [
             Round("alerts", JUDGE_EVERY, self.lookout.round),
             Round("metrics file", WRITE_EVERY, self.metrics_file.write, lambda: bool(self.metrics_file.path)),
         ]
-        self.guard = Guard(self, KernelLimits(parent=self, log=self.log), self.edge, self.events)
-        self.culler = Culler(self, KernelCuller(parent=self, log=self.log))
+        self.guard = Guard(self, KernelLimits(**made), self.edge, self.events)
+        self.culler = Culler(self, KernelCuller(**made))
+        self.keeper.rounds.append(Round("rest", REST_EVERY, self.pool.supervision.close, self._is_unused))
         cull_every = self.culler.settings.interval
         self.keeper.rounds.append(Round("cull", cull_every, self.culler.go, lambda: self.culler.has_work))
         kernels_each, self._quota = read_quota(self.pool.owner_quota)
@@ -224,6 +228,12 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 "login is another one (set ServerApp.identity_provider_class)"
             )
 
+    def _is_unused(self) -> bool:
+        """Whether the supervisor has nothing to own, and is not kept ready for what may come."""
+        pool = self.pool
+        busy = len(self._kernels) or pool.admission.pending or pool.pools or not pool.supervision.alive
+        return not (pool.warm_at_start or busy)
+
     @property
     def refuses_starts(self) -> bool:
         """Whether the configuration lets starts be refused."""
@@ -236,9 +246,12 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """
         if not self.pool.active:
             return
+        await asyncio.shield(self._begin_pool())
+
+    def _begin_pool(self) -> asyncio.Future[None]:
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start_pool())
-        await asyncio.shield(self._starting)
+        return self._starting
 
     async def _start_pool(self) -> None:
         try:
@@ -248,6 +261,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self.pool.stopped = True
             return
         self.keeper.start()
+        if not self.pool.warm_at_start:
+            return
         for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
             if not await self._foresee(name):
                 self.keeper.missing[name] = time.monotonic() + LOOK_FOR_KERNELSPEC_EVERY
@@ -338,7 +353,10 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     async def _start_admitted(self, kernel_id: str | None, path: Any, kwargs: dict[str, Any]) -> str:
         if self._starting is None or not self._starting.done():
-            await self.start_pool()
+            if self.pool.warm_at_start:
+                await self.start_pool()
+            elif self.pool.active:
+                self._begin_pool()  # this kernel starts cold, and beside that
         try:
             with self.owners.starting(_user()) as owner:
                 temporary = await self.pool.admission.enter()

@@ -28,6 +28,7 @@ from jupyter_kernelpool.launchers.template import TemplateLauncher
 from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.owners import read_quota
+from jupyter_kernelpool.presets import PRESETS
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
@@ -70,6 +71,21 @@ class KernelPool(LoggingConfigurable):
         config=True,
         help="""Whether to pool kernels. False is exactly stock: the server then uses its own kernel
         manager and websocket classes.""",
+    )
+    preset = CaselessStrEnum(
+        list(PRESETS),
+        default_value="laptop",
+        config=True,
+        help="""Settings that belong together, below all that is set otherwise: "laptop" (the defaults), "hub" (one of
+        many servers, mostly idle: nothing warm before the first kernel, templates unloaded soon) or "coderunner" (code
+        that language models write: few kernels, short cells, what hangs is replaced).""",
+    )
+    warm_at_start = Bool(
+        True,
+        config=True,
+        help="""Whether kernels of the default kernelspec, and of those named in recipes, are kept warm from the
+        server's start. Else a kernelspec's are once a kernel of it was started, until nobody used them for recipe_idle
+        seconds; the supervisor process too is there only while it is needed.""",
     )
     warm = Integer(
         2,

@@ -118,8 +118,10 @@ class Supervision:
         """End the supervisor, and with it every process it owns; waits until it is gone."""
         if self._channel is not None:
             self._channel.close()
+            self._channel = None  # not lost: the next order starts another one
         await self._reap()
-        self._let_down()
+        if self._channel is None:  # else another one was started meanwhile
+            self._let_down()
 
     def _launch(self) -> None:
         ours, its = socket.socketpair()
