@@ -19,6 +19,7 @@ from typing import Any
 from jupyter_kernelpool.allowance import Allowance, Breach, human
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
+from jupyter_kernelpool.forking import taking_no_cells
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.overtime import (
@@ -37,6 +38,7 @@ from jupyter_kernelpool.process import Process
 
 LIMIT = "execution_timeout"
 AT_REST_TIMEOUT = 0.5
+REPORTED_WITHIN = 5.0
 SILENT_AFTER = 1.0  # seconds after which a kernel that does not say that it runs what it was asked to is taken to
 
 log = logging.getLogger("jupyter_kernelpool")
@@ -203,12 +205,18 @@ class Clock:
             return
         if self._kernel(kernel_id) is not kernel or ledger.find(watch.execution.msg_id) is not watch.execution:
             return
-        restore = self._restores(kernel_id)
-        breach = self._breach(kernel_id, watch, "killed")
+        process = process_of(kernel)
+        with taking_no_cells(process):  # what comes from now on is for the next process, and held until that serves
+            await self._end(kernel_id, watch, process)
+
+    async def _end(self, kernel_id: str, watch: Watch, process: Process | None) -> None:
+        restore, breach = self._restores(kernel_id), self._breach(kernel_id, watch, "killed")
         await self._guard.consequences.end_for(kernel_id, breach)
-        self._edge.give_up(kernel_id, "ExecutionTimeout", self._last_words(breach, restore=restore))
+        if process is not None:
+            await asyncio.wait([process.exited], timeout=REPORTED_WITHIN)
+        self._edge.give_up(kernel_id, "ExecutionTimeout", last_words(breach, restore=restore))
         self._edge.declare_restarting(kernel_id)
-        kernel.execution_state = "starting"
+        self._manager.get_kernel(kernel_id).execution_state = "starting"
         try:
             outcome = await self._manager.bring_back(kernel_id, restore=restore)
         except Exception as error:
@@ -263,13 +271,15 @@ class Clock:
     def _future(self, kernel_id: str) -> str:
         return "restored from its last checkpoint" if self._restores(kernel_id) else "restarted and loses its variables"
 
-    def _last_words(self, breach: Breach, *, restore: bool) -> str:
-        end = (
-            "The kernel goes back to its last checkpoint; what came after it is lost."
-            if restore
-            else "The kernel is restarted; its variables are lost."
-        )
-        return f"Execution time: {human(LIMIT, breach.allowed)} allowed, and the cell did not stop. {end}"
+
+def last_words(breach: Breach, *, restore: bool) -> str:
+    """What everybody is told whose cell ran or waited in a process that was ended."""
+    end = (
+        "The kernel goes back to its last checkpoint; what came after it is lost."
+        if restore
+        else "The kernel is restarted; its variables are lost."
+    )
+    return f"Execution time: {human(LIMIT, breach.allowed)} allowed, and the cell did not stop. {end}"
 
 
 def process_of(kernel: Any) -> Process | None:

@@ -149,6 +149,7 @@ class FakeProcess:
     def __init__(self) -> None:
         self.rests = False
         self.is_forking = False
+        self.exited = asyncio.get_running_loop().create_future()
 
     async def check(self, timeout: float) -> bool:
         return self.rests
@@ -211,6 +212,7 @@ class Bench:
 
     async def end_for(self, kernel_id: str, breach: Breach) -> None:
         self.kernels[kernel_id].stays_dead_for = breach
+        self.kernels[kernel_id].process.exited.set_result(-9)
         self.ended.append(kernel_id)
 
     async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
