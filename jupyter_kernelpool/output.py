@@ -1,7 +1,7 @@
 """How much of an execution's output its client gets: message by message, pass, cut or leave out. Pure.
 
-Sizes are bytes as they are sent: the message's content, as JSON, and its buffers. The same messages in the same order
-get the same verdicts, so that every client's connection can count for itself.
+Sizes are bytes as they are sent: the message's content, as JSON, its buffers, and something for its envelope. The same
+messages in the same order get the same verdicts, so that every client's connection can count for itself.
 
 What is counted is what a client keeps, for that is what grows without end. So updates of a display count only as far
 as one is larger than all before it, and `clear_output` gives everything back.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from jupyter_kernelpool.allowance import human
 APPENDED = frozenset({"stream", "display_data", "execute_result"})
 OUTPUT = APPENDED | {"update_display_data"}  # all else passes: states, errors, and what widgets say to each other
 SMALL_UPDATE = 64 << 10  # an update up to this size passes whatever is left: a progress bar grows with its digits
-NOTE_SIZE = 100
+ENVELOPE = 200  # of a message: thousands of small ones are no less work for a browser than a large one
+NOTE_SIZE = ENVELOPE + 100
 GOES_ON = 2  # times the limit
 REMEMBERED = 100
 
@@ -32,7 +33,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Cut:
-    """The client gets *room* bytes of the text, and is told that the rest is left out."""
+    """The client gets as much of the text as makes a message of *room* bytes, and is told that the rest is left out."""
 
     room: int
 
@@ -141,9 +142,15 @@ def note(size: int, limit: int) -> str:
     return f"… an output of {human('output', size)} is left out: the output limit is {human('output', limit)}\n"
 
 
+def size_of(parts: Iterable[Any]) -> int:
+    """The size of a message with this content and these buffers."""
+    return ENVELOPE + sum(len(part) for part in parts)
+
+
 def fitting(text: str, room: int) -> str:
     """The start of *text* that takes *room* bytes at most as it is sent; ends between two characters."""
-    sent = json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")
+    text = text[: max(0, room)].encode("utf-8", "replace").decode()  # no character takes less than a byte
+    sent = json.dumps(text, ensure_ascii=False)[1:-1].encode()
     if len(sent) <= room:
         return text
     start = sent[:room].decode("utf-8", "ignore")

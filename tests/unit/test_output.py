@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_kernelpool.output import (
+    ENVELOPE,
     NOTE_SIZE,
     REMEMBERED,
     SMALL_UPDATE,
@@ -24,6 +25,7 @@ from jupyter_kernelpool.output import (
     fitting,
     marker,
     note,
+    size_of,
 )
 
 LIMIT = 1000
@@ -47,7 +49,7 @@ def judge(messages: Sequence[Message], limit: int = LIMIT) -> list[Verdict]:
         pytest.param([("display_data", 1001)], [LeaveOut(1001)], id="an image is whole or not at all"),
         pytest.param([("execute_result", 1001)], [LeaveOut(1001)], id="a result is whole or not at all"),
         pytest.param(
-            [("stream", 500), ("display_data", 600), ("stream", 300)],
+            [("stream", 500), ("display_data", 600), ("stream", 200)],
             [Pass(), LeaveOut(600), Pass()],
             id="what is small enough passes after an image that is left out",
         ),
@@ -176,6 +178,10 @@ def test_what_is_left_out_is_told_and_ends_being_told(messages: list[Message], l
 @given(MESSAGES)
 def test_two_connections_agree(messages: list[Message]) -> None:
     assert judge(messages) == judge(messages)
+
+
+def test_each_message_counts_with_its_envelope() -> None:
+    assert size_of([b"content", b"buffer"]) == ENVELOPE + 13
 
 
 @given(st.text(max_size=60), st.integers(0, 200))
