@@ -22,6 +22,7 @@ OUTPUT = APPENDED | {"update_display_data"}  # all else passes: states, errors, 
 SMALL_UPDATE = 64 << 10  # an update up to this size passes whatever is left: a progress bar grows with its digits
 ENVELOPE = 200  # of a message: thousands of small ones are no less work for a browser than a large one
 NOTE_SIZE = ENVELOPE + 100
+MOST_NOTES = 10
 GOES_ON = 2  # times the limit
 REMEMBERED = 100
 
@@ -60,12 +61,13 @@ class Budget:
     kept: int = 0
     produced: int = 0
     marked: bool = False  # the client was told that no more comes
+    notes: int = 0
     displays: dict[str, int] = field(default_factory=dict)  # by display id, the most that each has cost
 
     def judge(self, kind: str, size: int, limit: int, display: str = "") -> Verdict:
         """What becomes of the next message, of type *kind*; *display* is its display id, if it has one."""
         if kind == "clear_output":
-            self.kept, self.produced, self.marked, self.displays = 0, 0, False, {}
+            self.kept, self.produced, self.marked, self.notes, self.displays = 0, 0, False, 0, {}
             return Pass()
         if kind == "update_display_data":
             return self._judge_update(size, limit, display)
@@ -106,10 +108,13 @@ class Budget:
     def _leave_out(self, size: int, limit: int) -> Verdict:
         if self.marked:
             return Drop()
-        self.kept += NOTE_SIZE  # so that the notes end, too
-        if self.kept >= limit:
-            self.marked = True
+        if self.kept + NOTE_SIZE >= limit:
+            self.kept, self.marked = max(self.kept, limit), True
             return Cut(0)
+        if self.notes == MOST_NOTES:
+            return Drop()
+        self.kept += NOTE_SIZE
+        self.notes += 1
         return LeaveOut(size)
 
 
