@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from jupyter_kernelpool.ledger import Ledger
-from jupyter_kernelpool.output import display_of
+from jupyter_kernelpool.output import display_of, size_of
 
 HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
 
@@ -38,7 +38,7 @@ def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
     kind = session.unpack(message[HEADER])["msg_type"]
     parent = session.unpack(message[PARENT])
     state = session.unpack(message[CONTENT]).get("execution_state") if kind == "status" else None
-    size = sum(len(part) for part in message[CONTENT:])
+    size = size_of(message[CONTENT:])
     ledger.heard(kind, parent, size, state, time.monotonic(), display_of(kind, message[CONTENT], session.unpack))
     execution = ledger.find(parent.get("msg_id", "")) if kind == "execute_input" else None
     if execution is not None:  # not the code itself, nor what could be told from one server to the next

@@ -7,6 +7,7 @@ from typing import Any
 from jupyter_client.session import DELIM
 
 from jupyter_kernelpool.output import (
+    ENVELOPE,
     OUTPUT,
     Budget,
     Budgets,
@@ -19,6 +20,7 @@ from jupyter_kernelpool.output import (
     fitting,
     marker,
     note,
+    size_of,
 )
 from jupyter_kernelpool.output_watch import OutputWatch
 
@@ -63,7 +65,7 @@ class Gate:
         limit = self._watch.limit_of(self._kernel_id, msg_id)
         if not limit:
             return body
-        size = sum(len(part) for part in body[CONTENT:])
+        size = size_of(body[CONTENT:])
         display = display_of(kind, body[CONTENT], self.session.unpack)
         return self._carry_out(self._judge(msg_id, kind, size, limit, display), kind, body, limit)
 
@@ -79,7 +81,7 @@ class Gate:
                 return None
             case Cut(room):
                 content = self.session.unpack(body[CONTENT]) if kind == "stream" else {"text": ""}
-                text = fitting(str(content["text"]), room) + marker(limit)
+                text = fitting(str(content["text"]), room - ENVELOPE) + marker(limit)
                 return self._as_stream(body, content.get("name", "stderr"), text)
             case LeaveOut(size):
                 return self._as_stream(body, "stderr", note(size, limit))

@@ -1,7 +1,7 @@
 """How much of an execution's output its client gets: message by message, pass, cut or leave out. Pure.
 
-Sizes are bytes as they are sent: the message's content, as JSON, and its buffers. The same messages in the same order
-get the same verdicts, so that every client's connection can count for itself.
+Sizes are bytes as they are sent: the message's content, as JSON, its buffers, and something for its envelope. The same
+messages in the same order get the same verdicts, so that every client's connection can count for itself.
 
 What is counted is what a client keeps, for that is what grows without end. So updates of a display count only as far
 as one is larger than all before it, and `clear_output` gives everything back.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,9 @@ from jupyter_kernelpool.allowance import human
 APPENDED = frozenset({"stream", "display_data", "execute_result"})
 OUTPUT = APPENDED | {"update_display_data"}  # all else passes: states, errors, and what widgets say to each other
 SMALL_UPDATE = 64 << 10  # an update up to this size passes whatever is left: a progress bar grows with its digits
-NOTE_SIZE = 100
+ENVELOPE = 200  # of a message: thousands of small ones are no less work for a browser than a large one
+NOTE_SIZE = ENVELOPE + 100
+MOST_NOTES = 10
 GOES_ON = 2  # times the limit
 REMEMBERED = 100
 
@@ -32,7 +34,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Cut:
-    """The client gets *room* bytes of the text, and is told that the rest is left out."""
+    """The client gets as much of the text as makes a message of *room* bytes, and is told that the rest is left out."""
 
     room: int
 
@@ -59,12 +61,13 @@ class Budget:
     kept: int = 0
     produced: int = 0
     marked: bool = False  # the client was told that no more comes
+    notes: int = 0
     displays: dict[str, int] = field(default_factory=dict)  # by display id, the most that each has cost
 
     def judge(self, kind: str, size: int, limit: int, display: str = "") -> Verdict:
         """What becomes of the next message, of type *kind*; *display* is its display id, if it has one."""
         if kind == "clear_output":
-            self.kept, self.produced, self.marked, self.displays = 0, 0, False, {}
+            self.kept, self.produced, self.marked, self.notes, self.displays = 0, 0, False, 0, {}
             return Pass()
         if kind == "update_display_data":
             return self._judge_update(size, limit, display)
@@ -105,10 +108,13 @@ class Budget:
     def _leave_out(self, size: int, limit: int) -> Verdict:
         if self.marked:
             return Drop()
-        self.kept += NOTE_SIZE  # so that the notes end, too
-        if self.kept >= limit:
-            self.marked = True
+        if self.kept + NOTE_SIZE >= limit:
+            self.kept, self.marked = max(self.kept, limit), True
             return Cut(0)
+        if self.notes == MOST_NOTES:
+            return Drop()
+        self.kept += NOTE_SIZE
+        self.notes += 1
         return LeaveOut(size)
 
 
@@ -141,9 +147,15 @@ def note(size: int, limit: int) -> str:
     return f"… an output of {human('output', size)} is left out: the output limit is {human('output', limit)}\n"
 
 
+def size_of(parts: Iterable[Any]) -> int:
+    """The size of a message with this content and these buffers."""
+    return ENVELOPE + sum(len(part) for part in parts)
+
+
 def fitting(text: str, room: int) -> str:
     """The start of *text* that takes *room* bytes at most as it is sent; ends between two characters."""
-    sent = json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")
+    text = text[: max(0, room)].encode("utf-8", "replace").decode()  # no character takes less than a byte
+    sent = json.dumps(text, ensure_ascii=False)[1:-1].encode()
     if len(sent) <= room:
         return text
     start = sent[:room].decode("utf-8", "ignore")

@@ -17,6 +17,7 @@ from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output import OUTPUT
 
 COMMS = frozenset({"comm_msg"})
+OVERHEAD = 700  # bytes that a message costs in Python besides its parts
 
 
 class Kept(list[Any]):
@@ -56,7 +57,7 @@ class Replay:
                 kind, request = self._read(parts)
             except (ValueError, KeyError, IndexError, TypeError):
                 pass  # it says so itself when it is replayed
-        size = sum(len(part) for part in parts)
+        size = _cost(parts)
         self._messages[self._next] = (channel, Kept(parts))
         self._size += size
         if kind in OUTPUT:
@@ -92,7 +93,7 @@ class Replay:
             self._shortened.add(request)
             told = self._notice(parts)
             self._messages[number] = (channel, told)  # where the first of it was
-            self._size += sum(len(part) for part in told)
+            self._size += _cost(told)
 
     def _notice(self, parts: list[Any]) -> list[Any]:
         """A message in the place of the first one that went."""
@@ -102,3 +103,7 @@ class Replay:
         header = {**self._session.unpack(message[1]), "msg_type": "stream"}
         body = [pack(header), message[2], pack({}), pack({"name": "stderr", "text": text})]
         return Kept([DELIM, self._session.sign(body), *body])
+
+
+def _cost(parts: list[Any]) -> int:
+    return OVERHEAD + sum(len(part) for part in parts)

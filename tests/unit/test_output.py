@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_kernelpool.output import (
+    ENVELOPE,
+    MOST_NOTES,
     NOTE_SIZE,
     REMEMBERED,
     SMALL_UPDATE,
@@ -24,6 +26,7 @@ from jupyter_kernelpool.output import (
     fitting,
     marker,
     note,
+    size_of,
 )
 
 LIMIT = 1000
@@ -47,7 +50,7 @@ def judge(messages: Sequence[Message], limit: int = LIMIT) -> list[Verdict]:
         pytest.param([("display_data", 1001)], [LeaveOut(1001)], id="an image is whole or not at all"),
         pytest.param([("execute_result", 1001)], [LeaveOut(1001)], id="a result is whole or not at all"),
         pytest.param(
-            [("stream", 500), ("display_data", 600), ("stream", 300)],
+            [("stream", 500), ("display_data", 600), ("stream", 200)],
             [Pass(), LeaveOut(600), Pass()],
             id="what is small enough passes after an image that is left out",
         ),
@@ -55,6 +58,11 @@ def judge(messages: Sequence[Message], limit: int = LIMIT) -> list[Verdict]:
             [("stream", 950), ("display_data", 600), ("display_data", 600)],
             [Pass(), Cut(0), Drop()],
             id="notes end with the budget",
+        ),
+        pytest.param(
+            [*[("display_data", 9000)] * 12, ("stream", 100)],
+            [LeaveOut(9000)] * 3 + [Cut(0)] + [Drop()] * 9,
+            id="notes use the budget up",
         ),
         pytest.param(
             [("stream", 2000), ("error", 500), ("comm_msg", 10**9), ("status", 80), ("execute_input", 100)],
@@ -167,15 +175,20 @@ def test_what_is_appended_never_exceeds_the_budget(messages: list[Message], limi
 def test_what_is_left_out_is_told_and_ends_being_told(messages: list[Message], limit: int) -> None:
     verdicts = judge(messages, limit)
     cuts = [place for place, verdict in enumerate(verdicts) if isinstance(verdict, Cut)]
-    drops = [place for place, verdict in enumerate(verdicts) if isinstance(verdict, Drop)]
     assert len(cuts) <= 1
-    assert all(cuts[0] < place for place in drops) if drops else True
-    assert sum(isinstance(verdict, LeaveOut) for verdict in verdicts) <= limit / NOTE_SIZE + 1
+    notes = [place for place, verdict in enumerate(verdicts) if isinstance(verdict, LeaveOut)]
+    for place in (place for place, verdict in enumerate(verdicts) if isinstance(verdict, Drop)):
+        assert (cuts and cuts[0] < place) or sum(noted < place for noted in notes) == MOST_NOTES
+    assert sum(isinstance(verdict, LeaveOut) for verdict in verdicts) <= min(MOST_NOTES, limit / NOTE_SIZE + 1)
 
 
 @given(MESSAGES)
 def test_two_connections_agree(messages: list[Message]) -> None:
     assert judge(messages) == judge(messages)
+
+
+def test_each_message_counts_with_its_envelope() -> None:
+    assert size_of([b"content", b"buffer"]) == ENVELOPE + 13
 
 
 @given(st.text(max_size=60), st.integers(0, 200))
@@ -213,3 +226,11 @@ def test_markers_name_the_limit() -> None:
 )
 def test_display_is_known_by_its_id(kind: str, content: dict[str, object], display: str) -> None:
     assert display_of(kind, json.dumps(content).encode(), json.loads) == display
+
+
+def test_only_the_first_outputs_that_are_left_out_have_a_note_each() -> None:
+    limit = 1 << 20
+    verdicts = judge([*[("display_data", 2 << 20)] * 30, ("stream", 100), ("stream", 1 << 20)], limit)
+    assert verdicts[:MOST_NOTES] == [LeaveOut(2 << 20)] * MOST_NOTES
+    assert verdicts[MOST_NOTES:-2] == [Drop()] * (30 - MOST_NOTES)
+    assert verdicts[-2:] == [Pass(), Cut(limit - MOST_NOTES * NOTE_SIZE - 100)]

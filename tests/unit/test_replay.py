@@ -62,31 +62,31 @@ def gate(session: Session, limit: int, budgets: dict[str, Budget] | None = None)
 
 
 def test_text_is_cut_and_marked_and_signed_anew(session: Session) -> None:
-    one = gate(session, 200)
+    one = gate(session, 1000)
     assert one.judge(parts := stream(session, "first")) is parts
-    judged = one.judge(stream(session, "x" * 500))
+    judged = one.judge(stream(session, "x" * 5000))
     assert judged is not None
     kind, content = read(session, judged)
     assert kind == "stream"
     assert content["name"] == "stdout"
     assert content["text"].startswith("xxx")
-    assert "output limit of 200 bytes reached" in content["text"]
-    assert content["text"].count("x") <= 200
+    assert "output limit of 1000 bytes reached" in content["text"]
+    assert content["text"].count("x") <= 1000
     assert one.judge(stream(session, "more")) is None
     assert one.judge(parts := message(session, "status", {"execution_state": "idle"})) is parts
 
 
 def test_image_is_replaced_by_a_note(session: Session) -> None:
-    judged = gate(session, 200).judge(message(session, "display_data", {"data": {"image/png": "x" * 500}}))
+    judged = gate(session, 1000).judge(message(session, "display_data", {"data": {"image/png": "x" * 5000}}))
     assert judged is not None
     kind, content = read(session, judged)
     assert (kind, content["name"]) == ("stream", "stderr")
-    assert "is left out: the output limit is 200 bytes" in content["text"]
+    assert "is left out: the output limit is 1000 bytes" in content["text"]
 
 
 def test_each_execution_has_its_own_budget(session: Session) -> None:
-    one = gate(session, 100)
-    assert one.judge(stream(session, "x" * 500)) is not None
+    one = gate(session, 500)
+    assert one.judge(stream(session, "x" * 5000)) is not None
     assert one.judge(stream(session, "more")) is None
     assert one.judge(parts := stream(session, "ok", parent="another")) is parts
 
@@ -102,27 +102,27 @@ def test_frame_of_another_class_is_judged_like_a_message(session: Session) -> No
     def frame(channel: str, text: str) -> bytes:
         return bytes(serialize_msg_to_ws_v1(session.feed_identities(stream(session, text))[1][1:], channel))
 
-    one = gate(session, 200)
-    assert _judge_frame(one, whole := frame("shell", "x" * 500)) is whole
+    one = gate(session, 1000)
+    assert _judge_frame(one, whole := frame("shell", "x" * 5000)) is whole
     assert _judge_frame(one, whole := frame("iopub", "first")) is whole
-    cut = _judge_frame(one, frame("iopub", "x" * 500))
+    cut = _judge_frame(one, frame("iopub", "x" * 5000))
     assert cut is not None
     channel, body = deserialize_msg_from_ws_v1(cut)
     assert channel == "iopub"
-    assert "output limit of 200 bytes reached" in session.unpack(body[3])["text"]
+    assert "output limit of 1000 bytes reached" in session.unpack(body[3])["text"]
     assert _judge_frame(one, frame("iopub", "more")) is None
     assert _judge_frame(one, b"\xff" * 100) == b"\xff" * 100
 
 
 def test_replay_drops_the_oldest_output_and_says_so(session: Session) -> None:
-    replay = Replay(4000, session)
+    replay = Replay(9000, session)
     replay.append(("iopub", message(session, "status", {"execution_state": "busy"})))
     for number in range(50):
         replay.append(("iopub", stream(session, f"line {number} ".ljust(100, "."))))
     replay.append(("shell", message(session, "execute_reply", {"status": "ok"})))
     replay.append(("iopub", message(session, "status", {"execution_state": "idle"})))
     told = texts(session, replay)
-    assert replay.size <= 4000
+    assert replay.size <= 9000
     assert told[0] == "status"
     assert "some output is left out" in told[1]
     assert told[-3].startswith("line 49")
@@ -143,18 +143,18 @@ def test_replay_never_drops_answers_states_and_errors(session: Session) -> None:
 
 
 def test_replay_drops_output_before_what_widgets_say(session: Session) -> None:
-    replay = Replay(3000, session)
+    replay = Replay(6000, session)
     replay.append(("iopub", message(session, "comm_msg", {"data": "y" * 1000})))
     for _ in range(20):
         replay.append(("iopub", stream(session, "x" * 500)))
     assert read(session, next(iter(replay))[1])[0] == "comm_msg"
     for _ in range(20):
         replay.append(("iopub", message(session, "comm_msg", {"data": "y" * 1000})))
-    assert replay.size <= 3000
+    assert replay.size <= 6000
 
 
 def test_replay_says_for_each_cell_that_something_is_missing(session: Session) -> None:
-    replay = Replay(1000, session)
+    replay = Replay(5000, session)
     for cell in "abc":
         for _ in range(10):
             replay.append(("iopub", stream(session, "x" * 200, parent=cell)))
@@ -172,7 +172,7 @@ def test_replay_without_a_limit_keeps_all(session: Session) -> None:
 
 def test_replay_is_held_to_the_output_limit_once(session: Session) -> None:
     replay = Replay(0, session)
-    replay.gate = gate(session, 1000)
+    replay.gate = gate(session, 1500)
     for _ in range(100):
         replay.append(("iopub", stream(session, "x" * 400)))
     assert len(replay) == 3
