@@ -19,7 +19,6 @@ from typing import Any
 from jupyter_kernelpool.allowance import Allowance, Breach, human
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
-from jupyter_kernelpool.forking import taking_no_cells
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.overtime import (
@@ -34,7 +33,7 @@ from jupyter_kernelpool.overtime import (
     Warn,
     decide,
 )
-from jupyter_kernelpool.process import Process
+from jupyter_kernelpool.process import Process, taking_no_cells
 
 LIMIT = "execution_timeout"
 AT_REST_TIMEOUT = 0.5

@@ -19,6 +19,9 @@ from jupyter_kernelpool.allowance import read_size
 from jupyter_kernelpool.culling import Action, Cull, Forgive, Host, KernelView, Policy, Recycle, Renew, Warn, due, plan
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.process import taking_no_cells
+
+AT_REST_TIMEOUT = 0.5
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -184,8 +187,17 @@ class Culler:
                 events.emit("culled", kernel_id, now=time.time(), reason=why, cause=cause)
                 await self._manager.shutdown_kernel(kernel_id)
             case Renew(id=kernel_id, why=why):
+                await self._renew(kernel_id, why)
+
+    async def _renew(self, kernel_id: str, why: str) -> None:
+        """Restart the kernel, unless a cell has begun meanwhile; what comes from now on is for the next process."""
+        kernel = self._manager.get_kernel(kernel_id)
+        process = kernel.pooled.claimed if getattr(kernel, "pooled", None) is not None else None
+        with taking_no_cells(process):
+            at_rest = await process.check(AT_REST_TIMEOUT) if process is not None else True
+            if at_rest and not self._view(kernel_id).busy:
                 log.info("Kernel %s is restarted: %s", kernel_id, why)
-                self._manager.get_kernel(kernel_id).restarts_for = "renewed", why
+                kernel.restarts_for = "renewed", why
                 await self._manager.restart_kernel(kernel_id)
 
     # -- parts --------------------------------------------------------------------------------------

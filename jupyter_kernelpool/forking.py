@@ -7,10 +7,9 @@ parked process; a restore swaps the process behind a kernel id.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +29,7 @@ from jupyter_kernelpool.errors import (
 from jupyter_kernelpool.lineage import Lineage, Node
 from jupyter_kernelpool.metrics import timed
 from jupyter_kernelpool.names import Names
-from jupyter_kernelpool.process import Process
+from jupyter_kernelpool.process import Process, taking_no_cells
 from jupyter_kernelpool.supervision import Supervision
 
 REST_TIMEOUT = 0.4
@@ -380,19 +379,6 @@ class Forking:
     def _enter_kernel(self, kernel_id: str) -> None:
         if self.lineage.find(kernel_id) is None:
             self.lineage.add(Node(kernel_id, "kernel", None, time.time(), self.names.of(kernel_id)))
-
-
-@contextlib.contextmanager
-def taking_no_cells(process: Any) -> Iterator[None]:
-    """Have the websockets hold what is to run in *process*, which is about to be replaced; a wish did so already."""
-    if not isinstance(process, Process) or not process.stays.is_set():
-        yield
-        return
-    process.stays.clear()
-    try:
-        yield
-    finally:
-        process.stays.set()
 
 
 def surroundings(kernel: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -317,6 +317,19 @@ class Process:
         _settle(self.exited, code)
         if self._channel is not None:
             self._channel.close()
+
+
+@contextlib.contextmanager
+def taking_no_cells(process: Any) -> Iterator[None]:
+    """Have the websockets hold what is to run in *process*, which is about to be replaced; a wish did so already."""
+    if not isinstance(process, Process) or not process.stays.is_set():
+        yield
+        return
+    process.stays.clear()
+    try:
+        yield
+    finally:
+        process.stays.set()
 
 
 async def until_ready(process: Process, timeout: float) -> dict[str, Any]:
