@@ -48,6 +48,8 @@ class Guard:
         self._acts: set[asyncio.Task[None]] = set()
         self.enforcers: list[Enforcer] = [make(limits.policy.hard - 1.0) for make in limits.enforcers]
         self.held: Held = assign(self.enforcers)
+        for enforcer in self.enforcers:
+            enforcer.hold_together(limits.total, self.held.limits_of(enforcer))
         self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
         self.refuse_unenforceable(limits.allowance, "KernelLimits")
         for kernel_name in manager.pool.recipes:
@@ -171,22 +173,27 @@ class Guard:
         if subject is None or kernel_id not in self._enforced:
             return False
         for enforcer in self.enforcers:
-            limit = await asyncio.to_thread(enforcer.why_ended, subject)
-            if limit is not None and self._subjects.get(kernel_id) is subject:
-                allowed = getattr(self.allowance_of(kernel_id), limit)
-                peak = self._readings.get(kernel_id, Reading()).peak if limit == "memory" else 0
-                seen = max(allowed, peak, self._standing(kernel_id, limit).seen)
-                await self.consequences.ended(kernel_id, Breach(limit, allowed, seen, time.time(), "killed"))
+            cause = await asyncio.to_thread(enforcer.why_ended, subject)
+            if cause is not None and self._subjects.get(kernel_id) is subject:
+                limit, most = cause
+                allowed = getattr(self.allowance_of(kernel_id), limit) or getattr(self.limits.total, limit)
+                seen = max(allowed, most, self._standing(kernel_id, limit).seen)
+                breach = Breach(limit, allowed, seen, time.time(), "killed")
+                await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
+                await self.consequences.ended(kernel_id, breach)
                 return True
         return False
 
     async def close(self) -> None:
-        """The server stops."""
+        """The server stops: nobody is judged any more. What holds the kernels goes with `let_all_go`."""
         for task in [self._task, *self._acts]:
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+
+    async def let_all_go(self) -> None:
+        """All kernels have ended: leave nothing behind."""
         for enforcer in self.enforcers:
             try:
                 await asyncio.to_thread(enforcer.close)
@@ -252,6 +259,9 @@ class Guard:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
         allowance = self.allowance_of(kernel_id)
         self._judge_speed(kernel_id, reading, now)
+        before = self._readings.get(kernel_id, Reading())
+        if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
+            self.consequences.child_ended(kernel_id, allowance.memory or self.limits.total.memory, reading.peak)
         for limit in allowance.limited & MEASURED - {"cpu"}:
             if limit not in reading.used:
                 continue
@@ -313,7 +323,10 @@ class Guard:
                 return  # it has another process by now, which is held by itself
             if limits and (limits & concerned or subject.kernel_id in self._enforced):
                 self._enforced.add(subject.kernel_id)
+                self._manager.pool.supervision.guard_groups(enforcer.leaves())
                 await asyncio.to_thread(enforcer.hold, subject, allowance, limits)
+            elif self._enforced:  # it may be a fork of a kernel that is held
+                await asyncio.to_thread(enforcer.set_apart, subject.pid)
 
     async def _let_go(self, kernel_id: str) -> None:
         for enforcer in self.enforcers:
