@@ -195,7 +195,7 @@ class CgroupEnforcer(Enforcer):
 
     def _memory(self, subject: Subject, watched: Watched, tally: Tally) -> int:
         most = tally.memory + watched.uncharged
-        if not watched.uncharged or most < EXACT_FROM * watched.allowance.memory:
+        if not watched.uncharged or (not self.exact and most < EXACT_FROM * watched.allowance.memory):
             return most
         pids = self._groups.members(group_of(subject.kernel_id))
         return max(tally.memory, min(most, charge(subject.pid, read_memory(pids), inherited=subject.inherited)))

@@ -214,16 +214,17 @@ def test_checkpoint_outlives_the_end_of_its_kernel(kp_limited):
     assert server.run(forked["kernels"][0]["id"], "print(mark)") == "kept"
 
 
-def test_fork_of_a_kernel_that_alone_is_limited_is_held_to_nothing(kp_limited):
+def test_kernel_without_limits_that_becomes_what_a_limited_one_is_leaves_its_group(kp_limited):
     server = kp_limited()
     kernel = server.start_kernel()
-    assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": {"memory": "600M"}})[0] == 200
     status, forked = server.call(f"/kernelpool/v1/kernels/{kernel}/fork", "POST", {})
     assert status == 201, forked
-    fork = forked["kernels"][0]["id"]
-    pid = int(server.run(fork, "import os; print(os.getpid())"))
-    assert group_name(pid) == "apart"
-    assert server.run(fork, EAT % 900 + "; print('had')") == "had"
+    limited = forked["kernels"][0]["id"]
+    assert server.call(f"/kernelpool/v1/kernels/{limited}", "PATCH", {"limits": {"memory": "600M"}})[0] == 200
+    status, answer = server.call(f"/kernelpool/v1/kernels/{kernel}/restore", "POST", {"kernel": limited})
+    assert status == 200, answer
+    assert group_name(int(server.run(kernel, "import os; print(os.getpid())"))) == "apart"
+    assert server.run(kernel, EAT % 900 + "; print('had')") == "had"
 
 
 def test_memory_that_a_kernel_had_before_it_was_limited_counts(kp_limited):
