@@ -106,7 +106,7 @@ class CgroupEnforcer(Enforcer):
         tally = self._groups.tally(group_of(subject.kernel_id)) if watched is not None else None
         if watched is None or tally is None or tally.killed <= watched.told:
             return None
-        return "memory", max(watched.peak, tally.highest)
+        return "memory", max(watched.peak, self._groups.highest(group_of(subject.kernel_id)))
 
     def end(self, subject: Subject) -> bool:
         return subject.kernel_id in self._watched and self._groups.end(group_of(subject.kernel_id))
@@ -142,7 +142,7 @@ class CgroupEnforcer(Enforcer):
         groups.make(group)
         tally = groups.tally(group)
         assert tally is not None
-        pending = bool("memory" in limits and allowance.memory and tally.memory > self._hard(allowance.memory))
+        pending = "memory" in limits and self._exceeds(group, allowance.memory)
         self._limit(group, allowance, limits - {"memory"} if pending else limits)
         if present is not None and present.pid == subject.pid:
             present.allowance, present.pending = allowance, pending
@@ -173,7 +173,8 @@ class CgroupEnforcer(Enforcer):
 
     def _reading(self, subject: Subject, watched: Watched, tally: Tally) -> Reading:
         now, before, allowance = time.monotonic(), watched.tally, watched.allowance
-        used: dict[str, float] = {"memory": self._memory(subject, watched, tally)}
+        group = group_of(subject.kernel_id)
+        used: dict[str, float] = {"memory": self._memory(group, subject, watched, tally.charged)}
         if now > watched.at:
             used["cpu"] = max(0.0, tally.cpu - before.cpu) / (now - watched.at)
         used["processes"] = tally.processes
@@ -182,23 +183,35 @@ class CgroupEnforcer(Enforcer):
             used["processes"] = max(tally.processes, allowance.processes + 1)
         if tally.throttled - before.throttled > SLOWED * (tally.periods - before.periods):
             watched.throttled += 1
-        if watched.pending and tally.memory <= self._hard(allowance.memory):
+        if watched.pending and not self._exceeds(group, allowance.memory):
             watched.pending = False
-            self._limit(group_of(subject.kernel_id), allowance, frozenset({"memory"}))
+            self._limit(group, allowance, frozenset({"memory"}))
         watched.told, watched.killed = watched.killed, tally.killed
         killed = watched.told - watched.began.killed
-        # The kernel's own highest mark counts files that it read; where somebody was killed they had been dropped.
-        highest = tally.highest if tally.killed > watched.began.killed else 0
-        watched.peak = max(watched.peak, int(used["memory"]), highest)
+        if tally.killed > before.killed:  # else files that it read may be in the highest
+            watched.peak = max(watched.peak, self._groups.highest(group))
         watched.tally, watched.at = tally, now
         return Reading(used, watched.peak, {"memory": killed} if killed else {}, watched.throttled)
 
-    def _memory(self, subject: Subject, watched: Watched, tally: Tally) -> int:
-        most = tally.memory + watched.uncharged
-        if not watched.uncharged or (not self.exact and most < EXACT_FROM * watched.allowance.memory):
+    def _memory(self, group: str, subject: Subject, watched: Watched, charged: int) -> int:
+        """Exactly where that matters: near the limit, and where it is summed up with others'."""
+        most, allowed = charged + watched.uncharged, watched.allowance.memory
+        if not self.exact and (not allowed or most < EXACT_FROM * allowed):
             return most
-        pids = self._groups.members(group_of(subject.kernel_id))
-        return max(tally.memory, min(most, charge(subject.pid, read_memory(pids), inherited=subject.inherited)))
+        exact = max(0, charged - self._groups.droppable(group))
+        if watched.uncharged:
+            pids = self._groups.members(group)
+            whole = charge(subject.pid, read_memory(pids), inherited=subject.inherited)
+            exact = max(exact, min(exact + watched.uncharged, whole))
+        watched.peak = max(watched.peak, exact)
+        return exact
+
+    def _exceeds(self, group: str, memory: int) -> bool:
+        """Whether it uses more than a hard limit would let it: one that is set nevertheless ends it at once."""
+        tally = self._groups.tally(group)
+        charged = tally.charged if tally is not None else 0
+        hard = self._hard(memory)
+        return bool(hard) and charged > hard and charged - self._groups.droppable(group) > hard
 
 
 def find_hierarchy(name: str) -> Hierarchy | str:

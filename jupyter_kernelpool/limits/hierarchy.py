@@ -29,12 +29,11 @@ NEEDS = {"memory": ("memory",), "cpu": ("cpu", "cpuacct"), "processes": ("pids",
 class Tally:
     """What the processes of a group use, and what was done to them since it was made.
 
-    *memory* in bytes, without what can be dropped and read again; *highest* with it. *cpu* in seconds. *periods* in
-    which they ran, and how many of those they were *throttled* in. *refused* new processes, *killed* for memory.
+    *charged* is memory in bytes, what can be dropped and read again included. *cpu* in seconds. *periods* in which they
+    ran, and how many of those they were *throttled* in. *refused* new processes, *killed* for memory.
     """
 
-    memory: int
-    highest: int
+    charged: int
     cpu: float
     periods: int
     throttled: int
@@ -117,6 +116,14 @@ class Hierarchy(ABC):
     def tally(self, group: str) -> Tally | None:
         """What it uses; None where it is gone."""
 
+    @abstractmethod
+    def droppable(self, group: str) -> int:
+        """How much of the memory that it is charged for is that of files, and can be dropped. Dear to read."""
+
+    @abstractmethod
+    def highest(self, group: str) -> int:
+        """The most memory that it was ever charged for; 0 where the system does not tell."""
+
     def _kill(self, group: str, members: Collection[int]) -> None:
         """One try to kill them all; they get no more processes meanwhile, or they might outrun it."""
         if "pids" in self.tops:
@@ -178,14 +185,11 @@ class Unified(Hierarchy):
         self._write("cpu", group, "cpu.max", f"{_quota(cores) if cores else 'max'} {PERIOD}")
 
     def tally(self, group: str) -> Tally | None:
-        if not self.has(group):
-            return None
-        memory = self._table("memory", group, "memory.stat")
-        dropped = memory.get("file", 0) - memory.get("shmem", 0) + memory.get("slab_reclaimable", 0)
         cpu = self._table("cpu", group, "cpu.stat")
+        if not cpu and not self.has(group):
+            return None
         return Tally(
-            memory=max(0, self._number("memory", group, "memory.current") - dropped),
-            highest=self._number("memory", group, "memory.peak"),  # since Linux 5.19
+            charged=self._number("memory", group, "memory.current"),
             cpu=cpu.get("usage_usec", 0) / 1e6,
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
@@ -193,6 +197,13 @@ class Unified(Hierarchy):
             refused=self._table("pids", group, "pids.events").get("max", 0),
             killed=self._table("memory", group, "memory.events").get("oom_kill", 0),
         )
+
+    def droppable(self, group: str) -> int:
+        memory = self._table("memory", group, "memory.stat")
+        return memory.get("file", 0) - memory.get("shmem", 0) + memory.get("slab_reclaimable", 0)
+
+    def highest(self, group: str) -> int:
+        return self._number("memory", group, "memory.peak")  # since Linux 5.19
 
     def _kill(self, group: str, members: Collection[int]) -> None:
         try:
@@ -268,14 +279,11 @@ class Legacy(Hierarchy):
         self._write("cpu", group, "cpu.cfs_quota_us", quota)
 
     def tally(self, group: str) -> Tally | None:
-        if not self.has(group):
-            return None
-        memory = self._table("memory", group, "memory.stat")
-        dropped = memory.get("total_cache", 0) - memory.get("total_shmem", 0)
         cpu = self._table("cpu", group, "cpu.stat")
+        if not cpu and not self.has(group):
+            return None
         return Tally(
-            memory=max(0, self._number("memory", group, "memory.usage_in_bytes") - dropped),
-            highest=self._number("memory", group, "memory.max_usage_in_bytes"),
+            charged=self._number("memory", group, "memory.usage_in_bytes"),
             cpu=self._number("cpuacct", group, "cpuacct.usage") / 1e9,
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
@@ -283,6 +291,13 @@ class Legacy(Hierarchy):
             refused=self._table("pids", group, "pids.events").get("max", 0),
             killed=self._table("memory", group, "memory.oom_control").get("oom_kill", 0),
         )
+
+    def droppable(self, group: str) -> int:
+        memory = self._table("memory", group, "memory.stat")
+        return memory.get("total_cache", 0) - memory.get("total_shmem", 0)
+
+    def highest(self, group: str) -> int:
+        return self._number("memory", group, "memory.max_usage_in_bytes")
 
     def _most_cores(self, group: str) -> float:
         """What the groups above allow: version 1 takes no more than that."""

@@ -61,7 +61,7 @@ def test_memory_within_the_headroom_is_read_for_the_guard_to_act(kp_enforcer, kp
     assert reading.peak == reading.used["memory"]
     kp_worker.ask("globals().pop('kept') and 0")
     freed = read(kp_enforcer, kp_worker)
-    assert freed.used["memory"] < 50 * MIB
+    assert freed.used["memory"] < 50 * MIB, "an upper bound, far from the limit"
     assert freed.peak == reading.peak
 
 
@@ -95,7 +95,7 @@ def test_processor_is_held_and_only_a_lasting_want_is_told(kp_enforcer, kp_worke
     assert read(kp_enforcer, kp_worker).throttled == 0
     loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        kp_enforcer.hold(Subject("busy", loop.pid), Allowance(cpu=0.25), kp_enforcer.holds)
+        kp_enforcer.hold(Subject("busy", loop.pid), Allowance(cpu=0.05), kp_enforcer.holds)
         used = []
         for _ in range(3):
             time.sleep(1)
@@ -104,7 +104,7 @@ def test_processor_is_held_and_only_a_lasting_want_is_told(kp_enforcer, kp_worke
         loop.kill()
         loop.wait()
     assert [reading.throttled for reading in used] == [1, 2, 3]
-    assert all(0.05 < reading.used["cpu"] < 0.3 for reading in used[1:])
+    assert all(0.01 < reading.used["cpu"] < 0.1 for reading in used[1:])
 
 
 def test_refused_processes_are_read_as_more_than_allowed(kp_enforcer, kp_worker):
