@@ -68,13 +68,13 @@ def find_place(own: str, top: str, ours: Collection[int]) -> Place | str:
     unit = _unit_of(own, top)
     if unit is not None and not _is_delegated(unit, top):
         return f"systemd manages {os.path.basename(unit)} itself: {DELEGATE}"
-    why = "cgroup v2 has no controllers here"
+    why = ""
     for base in [own] if own in (top, unit) else [own, os.path.dirname(own)]:
         controllers = frozenset(readable(f"{base}/cgroup.controllers").split())
         if not controllers & WANTED:
             continue
         if not all(os.access(f"{base}/{name}", os.W_OK) for name in ("", "cgroup.procs", "cgroup.subtree_control")):
-            why = f"the server may not write to {base}: {DELEGATE}, or delegate that cgroup to its user"
+            why = why or f"the server may not write to {base}: {DELEGATE}, or delegate that cgroup to its user"
             continue
         others = set() if is_root(base) else set(pids_in(base)) - set(ours)
         if others:
@@ -83,7 +83,7 @@ def find_place(own: str, top: str, ours: Collection[int]) -> Place | str:
             continue
         moves = base == own and not is_root(base)
         return Place(base, f"{own}/{HOME}" if moves else own, moves, controllers)
-    return why
+    return why or "cgroup v2 has no controllers here"
 
 
 def is_root(folder: str) -> bool:
