@@ -23,6 +23,7 @@ from jupyter_kernelpool.sums import Group, Sums
 
 MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
+ALL_KERNELS = "all kernels"
 QUICKER = 5.0
 NEAR = 0.5
 
@@ -176,9 +177,7 @@ class Guard:
             cause = await asyncio.to_thread(enforcer.why_ended, subject)
             if cause is not None and self._subjects.get(kernel_id) is subject:
                 limit, most = cause
-                allowed = getattr(self.allowance_of(kernel_id), limit) or getattr(self.limits.total, limit)
-                seen = max(allowed, most, self._standing(kernel_id, limit).seen)
-                breach = Breach(limit, allowed, seen, time.time(), "killed")
+                breach = self._breach_of(kernel_id, limit, max(most, self._standing(kernel_id, limit).seen), "killed")
                 await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
                 await self.consequences.ended(kernel_id, breach)
                 return True
@@ -261,7 +260,7 @@ class Guard:
         self._judge_speed(kernel_id, reading, now)
         before = self._readings.get(kernel_id, Reading())
         if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
-            self.consequences.child_ended(kernel_id, allowance.memory or self.limits.total.memory, reading.peak)
+            self.consequences.child_ended(kernel_id, self._breach_of(kernel_id, "memory", reading.peak, "child_killed"))
         for limit in allowance.limited & MEASURED - {"cpu"}:
             if limit not in reading.used:
                 continue
@@ -303,8 +302,15 @@ class Guard:
 
     # -- parts --------------------------------------------------------------------------------------
 
+    def _breach_of(self, kernel_id: str, limit: str, most: float, outcome: str) -> Breach:
+        """What the operating system acted for on a kernel that used *most*: its own limit, or that of the sum."""
+        own, total = (getattr(one, limit) for one in (self.allowance_of(kernel_id), self.limits.total))
+        if total and (not own or most < own):
+            return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
+        return Breach(limit, own, max(most, own), time.time(), outcome)
+
     def _all_kernels(self) -> Iterable[Group]:
-        return [Group("all kernels", self.limits.total, frozenset(self._subjects))]
+        return [Group(ALL_KERNELS, self.limits.total, frozenset(self._subjects))]
 
     def _in_force(self, kernel_id: str) -> Allowance:
         """What the kernel is held to by itself, its share of a group's cores included."""

@@ -117,6 +117,8 @@ class Supervision:
 
     def guard_groups(self, groups: Mapping[str, str]) -> None:
         """Have the control groups removed when the server is gone; each comes with where its processes go."""
+        if groups.items() <= self._groups.items():
+            return
         self._groups.update(groups)
         self._tell({"op": "guard_groups", "groups": dict(groups)})
 

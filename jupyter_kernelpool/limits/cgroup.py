@@ -104,7 +104,7 @@ class CgroupEnforcer(Enforcer):
     def why_ended(self, subject: Subject) -> tuple[str, float] | None:
         watched = self._watched.get(subject.kernel_id)
         tally = self._groups.tally(group_of(subject.kernel_id)) if watched is not None else None
-        if watched is None or tally is None or tally.killed <= watched.told:
+        if watched is None or tally is None or tally.killed <= watched.told or not self._limits_memory(watched):
             return None
         return "memory", max(watched.peak, self._groups.highest(group_of(subject.kernel_id)))
 
@@ -191,7 +191,12 @@ class CgroupEnforcer(Enforcer):
         if tally.killed > before.killed:  # else files that it read may be in the highest
             watched.peak = max(watched.peak, self._groups.highest(group))
         watched.tally, watched.at = tally, now
-        return Reading(used, watched.peak, {"memory": killed} if killed else {}, watched.throttled)
+        refused = {"memory": killed} if killed and self._limits_memory(watched) else {}
+        return Reading(used, watched.peak, refused, watched.throttled)
+
+    def _limits_memory(self, watched: Watched) -> bool:
+        """Whether a process of the group can have been killed for a limit of ours: else the machine had none left."""
+        return bool(watched.allowance.memory or self._total.memory)
 
     def _memory(self, group: str, subject: Subject, watched: Watched, charged: int) -> int:
         """Exactly where that matters: near the limit, and where it is summed up with others'."""

@@ -279,3 +279,14 @@ def test_nothing_is_left_after_the_server_was_killed(kp_limited):
         assert group_name(daemon.pid) == ""
     finally:
         daemon.kill()
+
+
+def test_kernel_that_brings_all_together_over_the_sum_is_ended_for_it_and_no_other(kp_limited):
+    server = kp_limited(total_memory="900M")
+    hog, neighbour = server.start_kernel(), server.start_kernel()
+    server.run(neighbour, "import numpy; kept = numpy.ones(250 << 20, dtype='u1')")
+    server.client(hog).execute(EAT % 2048)
+    eventually(lambda: (kernel_model(server, hog)["breach"] or {}).get("outcome") == "killed", "it is ended")
+    breach = kernel_model(server, hog)["breach"]
+    assert (breach["limit"], breach["group"], breach["allowed"]) == ("memory", "all kernels", 900 * MIB)
+    assert server.run(neighbour, "print(int(kept.sum()) >> 20)") == "250"
