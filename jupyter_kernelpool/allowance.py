@@ -134,8 +134,9 @@ def human(name: str, value: float) -> str:
 class Breach:
     """A limit that was crossed: what was *allowed*, what was *seen* (the most), and when (seconds since the epoch).
 
-    *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system), `truncated` or
-    `reported` (nothing could be done).
+    *outcome*: `interrupted`, `killed`, `restarted`, `restored`, `refused` (by the operating system), `truncated`,
+    `child_killed` (a process that the kernel had started was ended, the kernel goes on) or `reported` (nothing could
+    be done).
     *group* names the kernels that crossed it together, if it is a limit on their sum.
     """
 

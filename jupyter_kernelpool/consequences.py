@@ -63,6 +63,11 @@ class Consequences:
         text = f"Slowed down to {human('cpu', allowed)}."
         self._events.emit("throttled", kernel_id, now=time.time(), reason=text, limit="cpu", allowed=allowed, seen=seen)
 
+    def child_ended(self, kernel_id: str, breach: Breach) -> None:
+        """The operating system killed a process of the kernel's, not its own."""
+        self.note(kernel_id, breach)
+        self._edge.say(kernel_id, f"{breach}. A process that the kernel had started was ended; the kernel goes on.")
+
     async def ended(self, kernel_id: str, breach: Breach) -> None:
         """The process has ended for *breach*: tell everybody, and do what `on_breach` says."""
         self._subjects.pop(kernel_id, None)

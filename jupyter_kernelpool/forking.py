@@ -208,6 +208,7 @@ class Forking:
         inherited = process.inherited if process is not None else 0
         checkpoint = Checkpoint(uuid.uuid4().hex, kernel_id, name, time.time(), parked, origin, automatic, inherited)
         self._enter_kernel(kernel_id)
+        parked.when_ready(self._manager.guard.set_apart)
         self.checkpoints[checkpoint.id] = checkpoint
         self.copies.hold(checkpoint.id, self.copies.of(kernel_id))
         self.lineage.add(Node(checkpoint.id, "checkpoint", kernel_id, checkpoint.created, name))

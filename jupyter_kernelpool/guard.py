@@ -23,6 +23,7 @@ from jupyter_kernelpool.sums import Group, Sums
 
 MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
+ALL_KERNELS = "all kernels"
 QUICKER = 5.0
 NEAR = 0.5
 
@@ -48,6 +49,8 @@ class Guard:
         self._acts: set[asyncio.Task[None]] = set()
         self.enforcers: list[Enforcer] = [make(limits.policy.hard - 1.0) for make in limits.enforcers]
         self.held: Held = assign(self.enforcers)
+        for enforcer in self.enforcers:
+            enforcer.hold_together(limits.total, self.held.limits_of(enforcer))
         self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
         self.refuse_unenforceable(limits.allowance, "KernelLimits")
         for kernel_name in manager.pool.recipes:
@@ -171,22 +174,25 @@ class Guard:
         if subject is None or kernel_id not in self._enforced:
             return False
         for enforcer in self.enforcers:
-            limit = await asyncio.to_thread(enforcer.why_ended, subject)
-            if limit is not None and self._subjects.get(kernel_id) is subject:
-                allowed = getattr(self.allowance_of(kernel_id), limit)
-                peak = self._readings.get(kernel_id, Reading()).peak if limit == "memory" else 0
-                seen = max(allowed, peak, self._standing(kernel_id, limit).seen)
-                await self.consequences.ended(kernel_id, Breach(limit, allowed, seen, time.time(), "killed"))
+            cause = await asyncio.to_thread(enforcer.why_ended, subject)
+            if cause is not None and self._subjects.get(kernel_id) is subject:
+                limit, most = cause
+                breach = self._breach_of(kernel_id, limit, max(most, self._standing(kernel_id, limit).seen), "killed")
+                await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
+                await self.consequences.ended(kernel_id, breach)
                 return True
         return False
 
     async def close(self) -> None:
-        """The server stops."""
+        """The server stops: nobody is judged any more. What holds the kernels goes with `let_all_go`."""
         for task in [self._task, *self._acts]:
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
+
+    async def let_all_go(self) -> None:
+        """All kernels have ended: leave nothing behind."""
         for enforcer in self.enforcers:
             try:
                 await asyncio.to_thread(enforcer.close)
@@ -252,6 +258,9 @@ class Guard:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
         allowance = self.allowance_of(kernel_id)
         self._judge_speed(kernel_id, reading, now)
+        before = self._readings.get(kernel_id, Reading())
+        if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
+            self.consequences.child_ended(kernel_id, self._breach_of(kernel_id, "memory", reading.peak, "child_killed"))
         for limit in allowance.limited & MEASURED - {"cpu"}:
             if limit not in reading.used:
                 continue
@@ -293,8 +302,15 @@ class Guard:
 
     # -- parts --------------------------------------------------------------------------------------
 
+    def _breach_of(self, kernel_id: str, limit: str, most: float, outcome: str) -> Breach:
+        """What the operating system acted for on a kernel that used *most*: its own limit, or that of the sum."""
+        own, total = (getattr(one, limit) for one in (self.allowance_of(kernel_id), self.limits.total))
+        if total and (not own or most < own):
+            return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
+        return Breach(limit, own, max(most, own), time.time(), outcome)
+
     def _all_kernels(self) -> Iterable[Group]:
-        return [Group("all kernels", self.limits.total, frozenset(self._subjects))]
+        return [Group(ALL_KERNELS, self.limits.total, frozenset(self._subjects))]
 
     def _in_force(self, kernel_id: str) -> Allowance:
         """What the kernel is held to by itself, its share of a group's cores included."""
@@ -313,7 +329,10 @@ class Guard:
                 return  # it has another process by now, which is held by itself
             if limits and (limits & concerned or subject.kernel_id in self._enforced):
                 self._enforced.add(subject.kernel_id)
+                self._manager.pool.supervision.guard_groups(enforcer.leaves())
                 await asyncio.to_thread(enforcer.hold, subject, allowance, limits)
+            elif self._enforced:  # it may be a fork of a kernel that is held
+                await asyncio.to_thread(enforcer.set_apart, subject.pid)
 
     async def _let_go(self, kernel_id: str) -> None:
         for enforcer in self.enforcers:

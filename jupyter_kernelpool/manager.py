@@ -292,6 +292,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         """Every kernel has ended: remove what is left of them, and end the supervisor."""
         self.events.close()
         await self.forking.copies.close()
+        await self.guard.let_all_go()
         await self.pool.supervision.close()
 
     def _forget_failed_starts(self) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jupyter_kernelpool.channel import Channel
@@ -36,6 +36,7 @@ class Supervision:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._watchers: dict[int, Callable[[int], None]] = {}
         self._guarded: set[str] = set()
+        self._groups: dict[str, str] = {}
         self._tracked: set[int] = set()
         self._ids = itertools.count(1)
 
@@ -114,6 +115,13 @@ class Supervision:
         self._guarded.difference_update(paths)
         self._tell({"op": "release", "paths": list(paths)})
 
+    def guard_groups(self, groups: Mapping[str, str]) -> None:
+        """Have the control groups removed when the server is gone; each comes with where its processes go."""
+        if groups.items() <= self._groups.items():
+            return
+        self._groups.update(groups)
+        self._tell({"op": "guard_groups", "groups": dict(groups)})
+
     async def close(self) -> None:
         """End the supervisor, and with it every process it owns; waits until it is gone."""
         if self._channel is not None:
@@ -149,6 +157,8 @@ class Supervision:
                     self._tell({"op": "track", "pid": pid})
                 if self._guarded:
                     self._tell({"op": "guard", "paths": sorted(self._guarded)})
+                if self._groups:
+                    self._tell({"op": "guard_groups", "groups": self._groups})
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
             case "done":

@@ -10,7 +10,8 @@ Orders (JSON, see `kernelside.wire`), each with an `id` that the answer repeats:
   the process's socket) and the lifeline are passed on and named, with our pid, in a last argument of JSON;
 - `watch`: report the end of `pid` (a child by now, or already gone);
 - `track`, `untrack`: kill the session of `pid` (a kernel that the server spawned itself) at the end, or not;
-- `guard`, `release`: remove `paths` at the end, or not.
+- `guard`, `release`: remove `paths` at the end, or not;
+- `guard_groups`: remove these control groups at the end; `groups` says of each where its processes go.
 Event: `exit` with `pid` and `code` (negative: the signal, as in subprocess).
 """
 
@@ -29,7 +30,7 @@ import time
 from typing import Any
 
 from jupyter_kernelpool.kernelside import wire
-from jupyter_kernelpool.kernelside.removal import remove_tree
+from jupyter_kernelpool.kernelside.removal import remove_groups, remove_tree
 
 PR_SET_CHILD_SUBREAPER = 36
 MAX_UNCLAIMED_EXITS = 4096
@@ -45,6 +46,7 @@ class Supervisor:
         self.owned: set[int] = set()
         self.tracked: dict[int, int] = {}  # pid -> pidfd
         self.guarded: set[str] = set()
+        self.groups: dict[str, str] = {}
         self.unclaimed_exits: dict[int, int] = {}
 
     def run(self) -> None:
@@ -96,6 +98,8 @@ class Supervisor:
                     self.guarded.update(order["paths"])
                 case "release":
                     self.guarded.difference_update(order["paths"])
+                case "guard_groups":
+                    self.groups.update(order["groups"])
                 case unknown:
                     raise ValueError(f"unknown order {unknown!r}")
         except Exception as error:  # one bad order must not end the kernels
@@ -184,6 +188,9 @@ class Supervisor:
         for path in self.guarded:
             with contextlib.suppress(OSError):
                 remove(path)
+        for group, home in self.groups.items():
+            with contextlib.suppress(OSError):
+                remove_groups(group, home)
 
     def _terminate(self, *_: object) -> None:
         self.clear_away()

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_kernelpool.channel import Channel
@@ -86,6 +87,10 @@ class Parked:
                 await asyncio.shield(self._ready)
         except TimeoutError as error:
             raise LaunchFailed(f"the fork was not parked within {READY_TIMEOUT:g} s", reason="timeout") from error
+
+    def when_ready(self, call: Callable[[int], None]) -> None:
+        """Have *call* called with its pid once it waits for orders, if it gets there."""
+        self._ready.add_done_callback(lambda _: call(self.pid) if self.pid else None)
 
     async def fork(self, *, reseed: bool = False, files: Order | None = None) -> Process:
         """A warm kernel that goes on from the kept state, with *files* of its own: as they are now.

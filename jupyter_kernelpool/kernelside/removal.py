@@ -1,9 +1,13 @@
-"""Removing a folder with all that is in it; standard library only, since the supervisor does it too."""
+"""Removing folders, and control groups; standard library only, since the supervisor does it too."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
+
+ROUNDS = 50
+PAUSE = 0.02
 
 
 def remove_tree(folder: str) -> None:
@@ -29,3 +33,34 @@ def remove_tree(folder: str) -> None:
     for current in reversed(found):
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(current)
+
+
+def remove_groups(folder: str, home: str) -> None:
+    """Remove the control group *folder* with those below it; the processes in them go to the group *home*.
+
+    Raises OSError where that fails. One that is not there is no error.
+    """
+    groups = [current for current, _, _ in os.walk(folder, topdown=False)]
+    for attempt in range(ROUNDS):
+        for group in list(groups):
+            _empty_group(group, home)
+            with contextlib.suppress(OSError):  # what has just ended may be in it for a moment
+                _remove_group(group)
+                groups.remove(group)
+        if not groups:
+            return
+        if attempt:
+            time.sleep(PAUSE)
+    _remove_group(groups[0])
+
+
+def _remove_group(group: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(group)  # its files are no files, and go with it
+
+
+def _empty_group(group: str, home: str) -> None:
+    with contextlib.suppress(OSError), open(f"{group}/cgroup.procs") as procs:
+        for pid in procs.read().split():
+            with contextlib.suppress(OSError), open(f"{home}/cgroup.procs", "w") as there:
+                there.write(pid)

@@ -28,7 +28,8 @@ class Reading:
 
     `memory` in bytes, or more than it is while it is far from its limit, `cpu` in cores since the reading before,
     `processes` with threads, `open_files` of the kernel's own process. *peak* is the most memory so far. *refused* and
-    *throttled* count what was done to the process.
+    *throttled* count what was done to the process; refused memory is a process of the kernel's, not its own, that was
+    killed for it.
     """
 
     used: dict[str, float] = field(default_factory=dict)
@@ -41,7 +42,8 @@ class Enforcer(ABC):
     """Holds kernels to some of their limits; one object for the whole server.
 
     All may block, and are called in threads: `hold` of one kernel one call after the other, `read` at any time beside
-    the others. To write another one: this class, and a dotted path in `KernelLimits.enforcers`.
+    the others. To write another one: this class, a dotted path in `KernelLimits.enforcers`, and the
+    contract `testing.EnforcerContract`.
     """
 
     exact = False  # memory is to be told exactly however little it is: the guard sums it up
@@ -56,6 +58,17 @@ class Enforcer(ABC):
     def prepare(self) -> dict[str, str]:
         """Look at the machine once, at the server's start: limits that can't be held here, and what it would take."""
 
+    def hold_together(self, total: Allowance, limits: frozenset[str]) -> None:
+        """All kernels together are held to *limits* of *total*, too; called once, before the first `hold`.
+
+        An enforcer that can't do that does nothing here: the guard adds up what it reads.
+        """
+        return
+
+    def leaves(self) -> dict[str, str]:
+        """Control groups that would be left were the server killed, and for each where its processes are to go."""
+        return {}
+
     @abstractmethod
     def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
         """Hold the kernel to *limits* of *allowance* from now on: when it starts, restarts, or its limits change.
@@ -68,8 +81,9 @@ class Enforcer(ABC):
         """What each of these kernels uses, by kernel id. *others* are processes of ours that belong to no kernel of
         these: templates, checkpoints, further kernels. Those that ended are left out."""
 
-    def why_ended(self, subject: Subject) -> str | None:
-        """The limit for which the operating system ended the kernel's process, if this enforcer knows of one."""
+    def why_ended(self, subject: Subject) -> tuple[str, float] | None:
+        """The limit for which the operating system ended the kernel's process, and the most that was used of it; None
+        if this enforcer knows of none."""
         return None
 
     def end(self, subject: Subject) -> bool:
@@ -77,7 +91,8 @@ class Enforcer(ABC):
         return False
 
     def set_apart(self, pid: int) -> None:
-        """*pid*, a parked fork of a kernel, is to be held to that kernel's limits no more."""
+        """*pid*, a fork of a kernel, is to be held to that kernel's limits no more: a checkpoint, or a kernel without
+        limits of its own."""
         return
 
     def let_go(self, kernel_id: str) -> None:

@@ -6,7 +6,7 @@ RLIMIT_NPROC counts all processes of the user, not those of a kernel.
 
 from __future__ import annotations
 
-import os
+import functools
 import sys
 from collections.abc import Iterable
 
@@ -16,6 +16,7 @@ from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
 from jupyter_kernelpool.usage import count_descriptors, scan
 
 RESERVE = 32  # files beyond the limit for a kernel that reached it: else no client could connect any more, to see why
+CAP_SYS_RESOURCE = 24  # capabilities(7)
 CALM = 0.9  # of the limit: below it the reserve is taken back
 
 
@@ -82,4 +83,12 @@ def _set_limit(pid: int, wanted: int) -> None:
 
     _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     # Without privilege what was lowered can't be raised: that is the user's to lose, not the server's.
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted if os.geteuid() == 0 else most))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted if _may_raise() else most))
+
+
+@functools.cache
+def _may_raise() -> bool:
+    """Whether the server may raise hard limits; root in a container often may not."""
+    with open("/proc/self/status") as status:
+        effective = next(line for line in status if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> CAP_SYS_RESOURCE & 1)

@@ -11,6 +11,7 @@ from jupyter_kernelpool.allowance import LIMITS, Allowance, read_limit
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.escalation import Policy
 from jupyter_kernelpool.limits.base import Enforcer
+from jupyter_kernelpool.limits.cgroup import CgroupEnforcer
 from jupyter_kernelpool.limits.rlimit import RlimitEnforcer
 from jupyter_kernelpool.limits.watchdog import WatchdogEnforcer
 
@@ -123,7 +124,7 @@ class KernelLimits(LoggingConfigurable):
     )
     enforcers = List(
         Type(klass=Enforcer),
-        default_value=[RlimitEnforcer, WatchdogEnforcer],
+        default_value=[CgroupEnforcer, RlimitEnforcer, WatchdogEnforcer],
         config=True,
         help="""Ways to hold kernels to their limits, as dotted paths; each limit is given to the first that can hold it
         on this machine. /pool says which that is.""",

@@ -62,6 +62,6 @@ async def test_contract_finds_a_launcher_that_does_nothing_right(check):
     bench.make = lambda: Careless(fake_recipe(), FakeSupervision(), log)
     Careless.script.adoptions.append(Outcome.DIE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jupyter_kernelpool.testing.PATIENCE", 0.05)
+        patch.setattr("jupyter_kernelpool.testing.launchers.PATIENCE", 0.05)
         with pytest.raises((AssertionError, TimeoutError, LaunchFailed)):
             await check(bench)

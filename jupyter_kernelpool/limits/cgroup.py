@@ -1,0 +1,252 @@
+"""What Linux limits for groups of processes: a group for each kernel, below one for the server.
+
+A fork moved into a group of its own is not charged for what it shares with the process it was forked from: a page is
+charged to the group whose process first touched it, for as long as anybody has it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.errors import NotEnforceable
+from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
+from jupyter_kernelpool.limits.hierarchy import NEEDS, Hierarchy, Legacy, Tally, Unified
+from jupyter_kernelpool.limits.places import Place, find_place, read_mounts, readable
+from jupyter_kernelpool.memory import charge, read_memory
+from jupyter_kernelpool.usage import scan
+
+APART = "apart"  # forks of limited kernels that are held to the sum only: checkpoints, and kernels without limits
+EXACT_FROM = 0.5  # of the limit: below it an upper bound of the memory will do
+SLOWED = 0.5  # of the periods in which it ran: less is a burst, not what somebody has to be told of
+FULL = 0.9  # of the processes allowed: a refusal below it was the sum's
+WORTH_COUNTING = 0.05  # of the limit: exact memory is dear to read
+
+
+@dataclass
+class Watched:
+    """What is known of a kernel's group since its present process came.
+
+    *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before.
+    *killed* processes were known at the last look: those since then may have been the kernel itself.
+    """
+
+    pid: int
+    allowance: Allowance
+    uncharged: int
+    began: Tally
+    tally: Tally
+    at: float
+    killed: int
+    pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
+    told: int = 0
+    throttled: int = 0
+    peak: int = 0
+
+
+class CgroupEnforcer(Enforcer):
+    """cgroup v2 where it is delegated to the server or the server is root's, else v1 (root only)."""
+
+    name = "cgroup"
+    holds = frozenset(NEEDS)
+
+    def __init__(self, headroom: float) -> None:
+        super().__init__(headroom)
+        self._hierarchy: Hierarchy | None = None
+        self._total = Allowance()
+        self._summed: frozenset[str] = frozenset()
+        self._watched: dict[str, Watched] = {}
+
+    def prepare(self) -> dict[str, str]:
+        found = find_hierarchy(f"jupyter-kernelpool-{os.getpid()}-{secrets.token_hex(4)}")
+        if isinstance(found, str):
+            return dict.fromkeys(self.holds, found)
+        self._hierarchy = found
+        return found.missing
+
+    def hold_together(self, total: Allowance, limits: frozenset[str]) -> None:
+        self._total, self._summed = total, limits & total.limited
+
+    def leaves(self) -> dict[str, str]:
+        return self._hierarchy.leaves if self._hierarchy is not None else {}
+
+    def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        group = group_of(subject.kernel_id)
+        try:
+            self._hold(group, subject, allowance, limits)
+        except OSError as error:
+            if subject.kernel_id not in self._watched:
+                self._groups.remove(group)
+            limit = min(limits & allowance.limited, default="memory")
+            raise NotEnforceable(
+                f"kernel {subject.kernel_id} can't be held to its limits: {error}",
+                limit=limit,
+                needed=f"a cgroup that lets the server do that ({error.filename or error.strerror})",
+            ) from error
+
+    def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
+        found = {}
+        for subject in subjects:
+            watched = self._watched.get(subject.kernel_id)
+            if watched is None or watched.pid != subject.pid or has_ended(subject.pid):
+                continue
+            tally = self._groups.tally(group_of(subject.kernel_id))
+            if tally is not None:
+                found[subject.kernel_id] = self._reading(subject, watched, tally)
+        return found
+
+    def why_ended(self, subject: Subject) -> tuple[str, float] | None:
+        watched = self._watched.get(subject.kernel_id)
+        tally = self._groups.tally(group_of(subject.kernel_id)) if watched is not None else None
+        if watched is None or tally is None or tally.killed <= watched.told or not self._limits_memory(watched):
+            return None
+        return "memory", max(watched.peak, self._groups.highest(group_of(subject.kernel_id)))
+
+    def end(self, subject: Subject) -> bool:
+        return subject.kernel_id in self._watched and self._groups.end(group_of(subject.kernel_id))
+
+    def set_apart(self, pid: int) -> None:
+        groups = self._hierarchy
+        if groups is None or not self._watched:
+            return
+        top = os.path.basename(groups.folders("")[0])
+        if f"/{top}/" in readable(f"/proc/{pid}/cgroup"):
+            groups.make(APART)
+            groups.put(APART, pid)
+
+    def let_go(self, kernel_id: str) -> None:
+        if self._watched.pop(kernel_id, None) is not None:
+            self._groups.remove(group_of(kernel_id))
+
+    def close(self) -> None:
+        self._watched.clear()
+        if self._hierarchy is not None and self._hierarchy.has(""):
+            self._hierarchy.remove("")
+
+    @property
+    def _groups(self) -> Hierarchy:
+        assert self._hierarchy is not None, "it was given limits that it can't hold"
+        return self._hierarchy
+
+    def _hold(self, group: str, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        groups, present = self._groups, self._watched.get(subject.kernel_id)
+        if not groups.has(""):
+            groups.make("")
+            self._limit("", self._total, self._summed)
+        groups.make(group)
+        tally = groups.tally(group)
+        assert tally is not None
+        pending = "memory" in limits and self._exceeds(group, allowance.memory)
+        self._limit(group, allowance, limits - {"memory"} if pending else limits)
+        if present is not None and present.pid == subject.pid:
+            present.allowance, present.pending = allowance, pending
+            return
+        pids = [one.pid for one in scan().tree(subject.pid)] or [subject.pid]
+        memory = read_memory(pids) if allowance.memory else {}
+        for pid in pids:
+            groups.put(group, pid)
+        uncharged = charge(subject.pid, memory, inherited=subject.inherited) if memory else 0
+        if uncharged < WORTH_COUNTING * allowance.memory:
+            uncharged = 0
+        self._watched[subject.kernel_id] = Watched(
+            subject.pid, allowance, uncharged, tally, tally, time.monotonic(), tally.killed, pending, tally.killed
+        )
+
+    def _limit(self, group: str, allowance: Allowance, limits: frozenset[str]) -> None:
+        if "memory" in limits:
+            # Above the sum nobody is slowed down: it would be the innocent, too.
+            soft = allowance.memory if group else 0
+            self._groups.limit_memory(group, soft, self._hard(allowance.memory))
+        if "cpu" in limits:
+            self._groups.limit_cpu(group, allowance.cpu)
+        if "processes" in limits:
+            self._groups.limit_processes(group, allowance.processes)
+
+    def _hard(self, memory: int) -> int:
+        return int(memory * (1 + self.headroom))
+
+    def _reading(self, subject: Subject, watched: Watched, tally: Tally) -> Reading:
+        now, before, allowance = time.monotonic(), watched.tally, watched.allowance
+        group = group_of(subject.kernel_id)
+        used: dict[str, float] = {"memory": self._memory(group, subject, watched, tally.charged)}
+        if now > watched.at:
+            used["cpu"] = max(0.0, tally.cpu - before.cpu) / (now - watched.at)
+        used["processes"] = tally.processes
+        asked_for_more = tally.refused > before.refused
+        if asked_for_more and (not self._total.processes or tally.processes >= FULL * allowance.processes):
+            used["processes"] = max(tally.processes, allowance.processes + 1)
+        if tally.throttled - before.throttled > SLOWED * (tally.periods - before.periods):
+            watched.throttled += 1
+        if watched.pending and not self._exceeds(group, allowance.memory):
+            watched.pending = False
+            self._limit(group, allowance, frozenset({"memory"}))
+        watched.told, watched.killed = watched.killed, tally.killed
+        killed = watched.told - watched.began.killed
+        if tally.killed > before.killed:  # else files that it read may be in the highest
+            watched.peak = max(watched.peak, self._groups.highest(group))
+        watched.tally, watched.at = tally, now
+        refused = {"memory": killed} if killed and self._limits_memory(watched) else {}
+        return Reading(used, watched.peak, refused, watched.throttled)
+
+    def _limits_memory(self, watched: Watched) -> bool:
+        """Whether a process of the group can have been killed for a limit of ours: else the machine had none left."""
+        return bool(watched.allowance.memory or self._total.memory)
+
+    def _memory(self, group: str, subject: Subject, watched: Watched, charged: int) -> int:
+        """Exactly where that matters: near the limit, and where it is summed up with others'."""
+        most, allowed = charged + watched.uncharged, watched.allowance.memory
+        if not self.exact and (not allowed or most < EXACT_FROM * allowed):
+            return most
+        exact = max(0, charged - self._groups.droppable(group))
+        if watched.uncharged:
+            pids = self._groups.members(group)
+            whole = charge(subject.pid, read_memory(pids), inherited=subject.inherited)
+            exact = max(exact, min(exact + watched.uncharged, whole))
+        watched.peak = max(watched.peak, exact)
+        return exact
+
+    def _exceeds(self, group: str, memory: int) -> bool:
+        """Whether it uses more than a hard limit would let it: one that is set nevertheless ends it at once."""
+        tally = self._groups.tally(group)
+        charged = tally.charged if tally is not None else 0
+        hard = self._hard(memory)
+        return bool(hard) and charged > hard and charged - self._groups.droppable(group) > hard
+
+
+def find_hierarchy(name: str) -> Hierarchy | str:
+    """Where the server may make groups below one called *name*; else why it may not, and what it would take."""
+    if sys.platform != "linux":
+        return f"control groups are Linux's (this is {sys.platform})"
+    mounts = read_mounts(readable("/proc/self/cgroup"), readable("/proc/self/mountinfo"))
+    pid = os.getpid()
+    place: Place | str = "no control groups are mounted"
+    if mounts.unified is not None:
+        place = find_place(mounts.unified, mounts.unified_top, our_pids(pid))
+    legacy = Legacy(name, mounts.legacy)
+    found = [Unified(name, place, lambda: our_pids(pid)), legacy] if isinstance(place, Place) else [legacy]
+    best = min(found, key=lambda one: len(one.missing))
+    if len(best.missing) < len(NEEDS):
+        return best
+    return place if isinstance(place, str) and "memory" not in mounts.legacy else best.missing["memory"]
+
+
+def our_pids(pid: int) -> frozenset[int]:
+    """The server *pid* and all processes below it."""
+    return frozenset(one.pid for one in scan().tree(pid))
+
+
+def group_of(kernel_id: str) -> str:
+    """The name of a kernel's group; an id may hold anything."""
+    return f"kernel-{quote(kernel_id, safe='')}"
+
+
+def has_ended(pid: int) -> bool:
+    """Whether nothing of the process is left but its entry."""
+    line = readable(f"/proc/{pid}/stat")
+    return not line or line.rpartition(")")[2].split()[0] in "ZX"
