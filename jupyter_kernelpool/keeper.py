@@ -17,6 +17,7 @@ import psutil
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import Action, Drain, Evict, Host, Launch, Load, Stage, Unload, View, plan
 from jupyter_kernelpool.errors import SupervisorGone
+from jupyter_kernelpool.fences import find_mounts, memory_room
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
 
@@ -234,26 +235,12 @@ class Keeper:
 
 
 def look_at_host() -> Host:
-    """Memory that can still be had (the container's limit counts) and how busy the cores are. Blocks a little."""
+    """Memory that can still be had (limits of the control groups around the server count) and how busy the cores are.
+
+    Blocks a little.
+    """
     available = psutil.virtual_memory().available
-    limit = _cgroup_room()
+    limit = memory_room(find_mounts())
     if limit is not None:
         available = min(available, limit)
     return Host(available_memory=available, busy=psutil.cpu_percent(None) / 100.0)
-
-
-def _cgroup_room() -> int | None:
-    """Bytes left below the memory limit of our cgroup (v2, or v1's usual place); None without a limit."""
-    for folder, limit_name, usage_name in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            with open(f"{folder}/{limit_name}") as limit, open(f"{folder}/{usage_name}") as usage:
-                text = limit.read().strip()
-                if text == "max" or int(text) >= 1 << 60:
-                    return None
-                return max(0, int(text) - int(usage.read()))
-        except (OSError, ValueError):
-            continue
-    return None

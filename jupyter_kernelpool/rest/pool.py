@@ -12,6 +12,7 @@ from tornado import web
 
 from jupyter_kernelpool import __version__
 from jupyter_kernelpool.bounded import Bounded
+from jupyter_kernelpool.fences import find_fences, find_mounts
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.recipe_pool import RecipePool
@@ -66,13 +67,17 @@ class PoolHandler(KernelPoolHandler):
         manager = self.pooling
         kernels = len(self.kernel_manager.list_kernel_ids())
         why = self.why_disabled()
+        fences = await asyncio.to_thread(lambda: find_fences(find_mounts()))
         recipes = await recipe_models(manager, manager.pool.pools.values()) if manager is not None else []
         self.reply(
             {
                 "version": __version__,
                 "enabled": why is None,
                 "why": why,
-                "capabilities": capabilities(self.kernel_manager, why, why_unbounded(self.settings)),
+                "capabilities": {
+                    **capabilities(self.kernel_manager, why, why_unbounded(self.settings)),
+                    "fences": [asdict(fence) for fence in fences],
+                },
                 "totals": totals(manager.pool, recipes, kernels) if manager is not None else no_totals(kernels),
                 "recipes": recipes,
             }
