@@ -18,6 +18,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
 from jupyter_kernelpool.rest.models import (
     Model,
+    breaker_model,
     capabilities,
     count_active,
     no_totals,
@@ -57,6 +58,12 @@ def why_unbounded(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+def breaker_models(manager: PoolingKernelManager) -> list[Model]:
+    """The kernelspecs whose last start failed, by name."""
+    now = time.monotonic()
+    return [breaker_model(name, breaker, now) for name, breaker in sorted(manager.care.starts.breakers.items())]
+
+
 class PoolHandler(KernelPoolHandler):
     """The pool as a whole; answers also where nothing is pooled."""
 
@@ -75,6 +82,7 @@ class PoolHandler(KernelPoolHandler):
                 "capabilities": capabilities(self.kernel_manager, why, why_unbounded(self.settings)),
                 "totals": totals(manager.pool, recipes, kernels) if manager is not None else no_totals(kernels),
                 "recipes": recipes,
+                "breakers": breaker_models(manager) if manager is not None else [],
             }
         )
 
