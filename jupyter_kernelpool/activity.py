@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_kernelpool.ledger import Ledger
+from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.output import display_of, size_of
 
 HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
@@ -14,8 +16,9 @@ HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0
 log = logging.getLogger("jupyter_kernelpool")
 
 
-def feed(kernel: Any, ledger: Ledger) -> None:
-    """Have *ledger* hear what *kernel*'s activity stream brings, after jupyter_server did.
+def feed(kernel: Any, ledger: Ledger, alive: Callable[[], None] | None = None) -> None:
+    """Have *ledger* hear what *kernel*'s activity stream brings, after jupyter_server did; *alive* is called whenever
+    that shows that the kernel is up. Neither hears of our own nudges: they are no activity.
 
     Called once the stream is watched (jupyter_server's `start_watching_activity`), as after a restart with other ports.
     """
@@ -23,17 +26,21 @@ def feed(kernel: Any, ledger: Ledger) -> None:
     stock = stream._recv_callback
 
     def heard(parts: list[Any]) -> None:
+        if is_nudge(parts):
+            return
         stock(parts)
         try:
-            tell(ledger, session, parts)
+            state = tell(ledger, session, parts)
+            if alive is not None and state != "starting":
+                alive()
         except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever runs in the kernel can publish there
             log.debug("Kernel %s published what is no message: %r", kernel.kernel_id, error)
 
     stream.on_recv(heard)
 
 
-def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
-    """Tell *ledger* of one message of iopub; *parts* as ZeroMQ gave them."""
+def tell(ledger: Ledger, session: Any, parts: list[Any]) -> str | None:
+    """Tell *ledger* of one message of iopub, *parts* as ZeroMQ gave them; returns the state that a status names."""
     _, message = session.feed_identities(parts)
     kind = session.unpack(message[HEADER])["msg_type"]
     parent = session.unpack(message[PARENT])
@@ -43,3 +50,4 @@ def tell(ledger: Ledger, session: Any, parts: list[Any]) -> None:
     execution = ledger.find(parent.get("msg_id", "")) if kind == "execute_input" else None
     if execution is not None:  # not the code itself, nor what could be told from one server to the next
         execution.code = hash(session.unpack(message[CONTENT])["code"])
+    return state

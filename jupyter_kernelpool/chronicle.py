@@ -16,7 +16,8 @@ from jupyter_kernelpool.lookout import Lookout
 
 ENDING = frozenset({"interrupted", "killed", "restarted", "restored"})  # what is done about a breach that ends a cell
 NOTE = "breach"
-CAUSES = {"asked": "asked for", "died": "its process ended"}
+BY_ITSELF = frozenset({"died", "unresponsive"})  # causes that are no decision about the cell that ran
+CAUSES = {"asked": "asked for", "died": "its process ended", "unresponsive": "it did not answer"}
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Chronicle:
         """The process that was started answers; it came to be in that *way*."""
         life = self._life(kernel_id)
         if life.starts is None:
+            life.restarted = None
             return  # the next one behind a kernel that was restored, which was not started
         seconds, life.starts = time.monotonic() - life.starts, None
         life.was_ready = True
@@ -83,6 +85,11 @@ class Chronicle:
         if life.restarted is not None:
             (cause, reason), life.restarted = life.restarted, None
             self._emit("restarted", kernel_id, reason, cause=cause)
+
+    def ends(self, kernel_id: str, cause: str, reason: str) -> None:
+        """Its process has ended without anybody's asking (`died`), or was ended for its silence (`unresponsive`): what
+        ran in it is lost for that. Another one takes its place, or it `dies`."""
+        self._life(kernel_id).restarted = cause, reason
 
     def dies(self, kernel_id: str, reason: str, *, by_itself: bool = False) -> None:
         """Its process has ended, and is not replaced; told once."""
@@ -115,7 +122,7 @@ class Chronicle:
             return  # what a front end runs by itself, or what was given up before it began
         life = self._lives.get(kernel_id)
         outcome = outcome_of(execution, died=life is not None and life.restarted is not None
-                             and life.restarted[0] == "died")  # fmt: skip
+                             and life.restarted[0] in BY_ITSELF)  # fmt: skip
         seconds = execution.ran(time.monotonic())
         metrics.EXECUTION.labels(outcome=outcome).observe(seconds)
         metrics.OUTPUT.observe(execution.output)

@@ -154,6 +154,14 @@ class PoolExhausted(KernelPoolError):
     hint = "Shut a kernel down, or raise KernelPool.max_kernels."
 
 
+class StartsFail(KernelPoolError):
+    """Kernels of that kernelspec fail one after the other as they start; *retry_after* is in seconds."""
+
+    status = 503
+    code = "starts_fail"
+    hint = "Mend the kernelspec or its environment: the server's log says what its kernels print."
+
+
 class QuotaExceeded(KernelPoolError):
     """The owner has as many kernels as `KernelPool.owner_quota` allows; *retry_after* is in seconds."""
 

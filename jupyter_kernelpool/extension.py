@@ -14,6 +14,7 @@ from jupyter_server.gateway.managers import GatewayClient
 
 from jupyter_kernelpool.culler import KernelCuller
 from jupyter_kernelpool.events import publish_on
+from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.lookout import KernelAlerts
 from jupyter_kernelpool.manager import PoolingKernelManager
@@ -58,7 +59,7 @@ class KernelPoolExtension(ExtensionApp):
     extension_url = "/kernelpool"
     load_other_extensions = True
     put_in_place = False
-    classes = [KernelPool, KernelLimits, KernelCuller, KernelAlerts]  # noqa: RUF012 (a trait's default, as upstream declares it)
+    classes = [KernelPool, KernelLimits, KernelHealth, KernelCuller, KernelAlerts]  # noqa: RUF012 (as upstream declares it)
     description = "Warm kernels: kernels start at once. Configure KernelPool.* as any other trait of the server."
 
     def _link_jupyter_server_extension(self, serverapp: Any) -> None:
@@ -100,6 +101,7 @@ class KernelPoolExtension(ExtensionApp):
             manager.events.listen(publish_on(serverapp.event_logger))
             if manager.refuses_starts:
                 tell_refusals(serverapp.web_app)
+            manager.care.starts.on_open = lambda: tell_refusals(serverapp.web_app)
         self.handlers.extend(handlers())
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:

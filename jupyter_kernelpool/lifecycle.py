@@ -12,6 +12,8 @@ from enum import StrEnum
 
 from jupyter_kernelpool.errors import InvalidTransition
 
+MOST_MOVES = 100  # that are remembered, beside the first
+
 
 class State(StrEnum):
     """Where a process is in its life. Jupyter's own `execution_state` (idle, busy) is not copied."""
@@ -82,6 +84,7 @@ class Record:
             )
         move = Move(to, why, now)
         self.story.append(move)
+        del self.story[1 : len(self.story) - MOST_MOVES]
         if self.on_move is not None:
             self.on_move(self, move)
 

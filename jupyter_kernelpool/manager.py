@@ -24,6 +24,7 @@ from traitlets import Instance, TraitError, Type, default
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.care import Care
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.clock import Clock
 from jupyter_kernelpool.culler import Culler, KernelCuller
@@ -34,11 +35,13 @@ from jupyter_kernelpool.errors import (
     NotEnforceable,
     PoolExhausted,
     QuotaExceeded,
+    StartsFail,
     SupervisorGone,
 )
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
+from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.keeper import LOOK_FOR_KERNELSPEC_EVERY, Keeper, Round
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.lookout import JUDGE_EVERY, KernelAlerts, Lookout
@@ -61,9 +64,10 @@ RECONNECT_FIRST_MS = 1
 RECONNECT_MOST_MS = 100
 SERVING_TIMEOUT = 0.1
 SAMPLE_EVERY = 5.0
+LOOK_AFTER_EVERY = 0.5
 REST_EVERY = 10.0
 # Starts that are not wanted, or can't be as they were asked for.
-REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed)
+REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed, StartsFail)
 
 
 class PooledKernelManager(ServerKernelManager, PromptKernelManager):
@@ -80,7 +84,8 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        pool = getattr(self.parent, "pool", None)
+        # Not by attribute: kernels that ran already are adopted while the server's manager is being made.
+        pool = self.parent._trait_values.get("pool") if self.parent is not None else None
         self.pool = pool if isinstance(pool, KernelPool) else None
         self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
 
@@ -107,7 +112,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     def _kernel_exited(self) -> None:
         super()._kernel_exited()
         if isinstance(self.parent, PoolingKernelManager) and not self.autorestart and not self.shutting_down:
-            self.parent.chronicle.dies(self.kernel_id, "its process ended", by_itself=True)
+            self.parent.care.exited(self.kernel_id)
 
     async def kernel_has_process(self, pid: int) -> None:
         if isinstance(self.parent, PoolingKernelManager):
@@ -117,15 +122,21 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             self.parent.culler.began(self.kernel_id)
             self.stays_dead_for = None
             self.reason = ""
+            if getattr(self, "execution_state", "") == "dead":
+                self.execution_state = "starting"
+            self.parent.care.has_process(self.kernel_id)
 
     async def stays_dead(self) -> bool:
-        if self.stays_dead_for is None and isinstance(self.parent, PoolingKernelManager):
-            return await self.parent.guard.explain_end(self.kernel_id)
-        return self.stays_dead_for is not None
+        manager = self.parent
+        if self.stays_dead_for is not None or not isinstance(manager, PoolingKernelManager) or not manager.pool.enabled:
+            return self.stays_dead_for is not None
+        if manager.care.is_bringing_back(self.kernel_id) or await manager.guard.explain_end(self.kernel_id):
+            return True
+        return manager.care.stays_dead(self.kernel_id)
 
-    def kernel_starts(self) -> None:
+    def kernel_not_started(self, error: OSError) -> None:
         if isinstance(self.parent, PoolingKernelManager):
-            self.parent.edge.clear(self.kernel_id)
+            self.parent.care.starts.failed(self.kernel_name, f"its command can't be executed: {error}")
 
     async def interrupt_kernel(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """As stock; a cell that waited for input does so no more."""
@@ -140,6 +151,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     def kernel_serves(self, process: Process) -> None:
         if isinstance(self.parent, PoolingKernelManager):
             self.parent.edge.clear(self.kernel_id)
+            self.parent.care.serves(self.kernel_id, beside=process.record.way != "whole")
             self.parent.chronicle.serves(self.kernel_id, process.record.way)
             self.parent.undo.serves(self.kernel_id, process)
             self.parent.wishes.serves(self.kernel_id, process)
@@ -196,6 +208,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.output_watch = OutputWatch(self, self.guard, self.edge, self.events)
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
+        self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
+        self.keeper.rounds.append(Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work))
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
@@ -236,7 +250,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     @property
     def refuses_starts(self) -> bool:
-        """Whether the configuration lets starts be refused."""
+        """Whether the configuration lets starts be refused (those that fail anyway apart, see `starts`)."""
         return bool(self.pool.max_kernels or self.pool.owner_quota or self.pool.recipes)
 
     async def start_pool(self) -> None:
@@ -275,6 +289,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             await self.keeper.stop()
             await self.pool.close()
             await self.metrics_file.remove()
+        await self.care.close()
         await self.clock.close()
         await self.output_watch.close()
         await self.guard.close()
@@ -359,6 +374,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             elif self.pool.active:
                 self._begin_pool()  # this kernel starts cold, and beside that
         try:
+            if "origin" not in kwargs:
+                self._refuse_what_fails(kwargs.get("kernel_name") or self.default_kernel_name)
             with self.owners.starting(_user()) as owner:
                 temporary = await self.pool.admission.enter()
                 try:
@@ -379,10 +396,15 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     start_kernel: Any = _async_start_kernel
 
+    def _refuse_what_fails(self, kernel_name: str) -> None:
+        """Raise `StartsFail` for a kernelspec whose kernels end before they answer, and of which none is warm."""
+        if not any(pool.warm for pool in self.pool.pools.values() if pool.recipe.kernel_name == kernel_name):
+            self.care.starts.admit(kernel_name)
+
     def _handle_kernel_died(self, kernel_id: str) -> None:
         """As stock, which forgets a kernel that ended too often; its listeners and its file go with it."""
         manager: Any = self._kernels.get(kernel_id)
-        self.chronicle.dies(kernel_id, "it ended too often", by_itself=True)
+        self.care.gives_up(kernel_id)
         super()._handle_kernel_died(kernel_id)  # type: ignore[no-untyped-call]
         if getattr(manager, "pooled", None) is not None:
             task = asyncio.ensure_future(manager.cleanup_resources())
@@ -396,6 +418,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)
         self.chronicle.forget(kernel_id)
+        self.care.forget(kernel_id)
         self.edge.forget(kernel_id)
         self.culler.forget(kernel_id)
         self.output_watch.forget(kernel_id)
@@ -406,7 +429,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def start_watching_activity(self, kernel_id: str) -> None:
         """As stock; the kernel's ledger hears what is heard of it."""
         super().start_watching_activity(kernel_id)  # type: ignore[no-untyped-call]
-        feed(self._kernels[kernel_id], self.edge.ledger(kernel_id))
+        feed(self._kernels[kernel_id], self.edge.ledger(kernel_id), lambda: self.care.heard(kernel_id))
 
     def start_buffering(self, kernel_id: str, session_key: str, channels: Any) -> None:
         """As stock, for a client that may come back; in bounds."""

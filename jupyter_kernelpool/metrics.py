@@ -47,6 +47,8 @@ KERNELS_FDS = Gauge("jupyter_kernelpool_kernels_open_fds", "Open descriptors of 
 KERNELS_GPU_MEMORY = Gauge(
     "jupyter_kernelpool_kernels_gpu_memory_bytes", "Memory of the server's kernels on GPUs, together"
 )
+NUDGES = Counter("jupyter_kernelpool_nudges", "Kernels asked whether they answer, by what they were found", ["verdict"])
+ADOPTED = Counter("jupyter_kernelpool_adopted_kernels", "Kernels that ran already, and were adopted")
 EVICTIONS = Counter("jupyter_kernelpool_evictions", "Warm kernels ended unused, by reason", ["why"])
 
 EVENTS = Counter("jupyter_kernelpool_events", "Events in the lives of kernels, by type", ["type"])
@@ -96,8 +98,10 @@ SLOWNESS = Gauge(
 # A series that begins with its first event is missed by `increase`.
 for _outcome in ("ok", "error", "timeout", "killed", "died", "cancelled"):
     EXECUTION.labels(outcome=_outcome)
-for _cause in ("asked", "died", "limit"):
+for _cause in ("asked", "died", "limit", "unresponsive"):
     RESTARTS.labels(cause=_cause)
+for _cause in ("wedged", "stopped", "hung"):
+    UNRESPONSIVE.labels(cause=_cause)
 for _outcome in ("opened", "failed"):
     CONNECTS.labels(outcome=_outcome)
 for _kind in ("dropped", "write", "incoming"):

@@ -100,9 +100,12 @@ class Notices:
     def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
         """End every execution that this client waits for with that error; the headers of those."""
         awaited, self._awaited = list(self._awaited.values()), {}
-        for header in awaited:
+        ledger = self.edge.ledger(self.kernel_id) if self.edge is not None else None
+        for place, header in enumerate(awaited):
             error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
-            ran = self.edge is not None and self.edge.ledger(self.kernel_id).find(header["msg_id"]) is not None
+            ran = ledger is not None and ledger.find(header["msg_id"]) is not None
+            if place == 0 and (ledger is None or ledger.running is None):
+                ran = True  # a cell that ends its process, or holds its interpreter, at once is not heard to begin
             if ran:
                 self.publish("iopub", "error", error, header)
             else:

@@ -72,6 +72,7 @@ class Process:
         self.on_wish: Callable[[dict[str, Any]], None] | None = None
         self._parks: dict[int, asyncio.Future[float]] = {}
         self._ids = itertools.count(1)
+        self._holds = 0  # forks of it that are being made
         self._copying: set[int] = set()  # parks for which the kernel copies its working directory
         self.copies = False  # whether this process does that before it is warm
         for future in (self.exited, self.ready, self.serving, self.hung_up, self._adopted):
@@ -167,6 +168,13 @@ class Process:
         """
         if self._channel is None or not self.alive or not self.serving.done():
             raise WrongState(f"kernel process {self.pid} does not run", reason="not_running")
+        with self._held():
+            return await self._park(its, become=become, reseed=reseed, timeout=timeout, files=files)
+
+    async def _park(
+        self, its: socket.socket, *, become: bool, reseed: bool, timeout: float, files: dict[str, Any] | None
+    ) -> float:
+        assert self._channel is not None
         number = next(self._ids)
         answer = self._parks[number] = asyncio.get_running_loop().create_future()
         order = {"op": "park", "id": number, "become": become, "reseed": reseed, "files": files}
@@ -185,6 +193,19 @@ class Process:
         finally:
             self._parks.pop(number, None)
             self._copying.discard(number)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """While it is being forked it is nobody's to judge: whoever looks after kernels leaves it alone."""
+        self._holds += 1
+        if self.record.state is State.ACTIVE:
+            self.record.move(State.HELD, why="being forked", now=time.time())
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            if not self._holds and self.record.state is State.HELD:
+                self.record.move(State.ACTIVE, why="forked", now=time.time())
 
     async def _answered(self, answer: asyncio.Future[float], number: int, timeout: float) -> bool:
         """Wait for *answer*, longer where files are being copied; whether it came. Raises `CopyFailed`."""

@@ -220,6 +220,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner.on_exit = self._kernel_exited
         provisioner.on_serving = self.kernel_serves
         provisioner.on_process = self.kernel_has_process
+        provisioner.on_not_started = self.kernel_not_started
         provisioner.temporary = getattr(self, "temporary", False)
         provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
@@ -252,6 +253,9 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     async def kernel_has_process(self, pid: int) -> None:
         """*pid* is to be this kernel's process, which its user does not have yet. Raises `NotEnforceable`."""
+
+    def kernel_not_started(self, error: OSError) -> None:
+        """The kernelspec's command can't be executed."""
 
     async def stays_dead(self) -> bool:
         """Whether its process, which has ended, is not to be replaced; asked by the restarter."""

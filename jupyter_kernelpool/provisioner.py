@@ -41,6 +41,7 @@ class PoolProvisioner(LocalProvisioner):
     on_exit: Callable[[], None] | None = None
     on_serving: Callable[[Process], None] | None = None
     on_process: Callable[[int], Awaitable[None]] | None = None  # before the user has it; raises `NotEnforceable`
+    on_not_started: Callable[[OSError], None] | None = None  # its command can't be executed
 
     def __init__(self, *, manager: Any, **kwargs: Any) -> None:
         # Without `parent`, which would merge the whole configuration (0.5 ms) for a class without options.
@@ -321,6 +322,8 @@ class PoolProvisioner(LocalProvisioner):
             await super().launch_kernel(cmd, **kwargs)
         except BaseException as error:
             self.record.end(why=f"not started: {error}", now=time.time())
+            if isinstance(error, OSError) and cmd and error.filename == cmd[0] and self.on_not_started is not None:
+                self.on_not_started(error)
             raise
         assert self.pid is not None
         self.record.pid = self.pid

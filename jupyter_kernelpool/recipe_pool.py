@@ -28,9 +28,11 @@ from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, fingerprint
 from jupyter_kernelpool.supervision import Supervision
+from jupyter_kernelpool.usage import read_state
 
 BREAKER_FAILURES = 3
 DECIDED = ("preload", "init_code", "not_enforceable")  # kinds of `Unfit` that are no matter of the launcher
+STOPPED = frozenset("Tt")
 REMEMBERED_CLAIMS = 1000
 RESTLESS = 0.3
 RESTLESS_FOR = 5.0
@@ -157,14 +159,25 @@ class RecipePool:
     # -- handing out --------------------------------------------------------------------------------
 
     def take(self) -> Process | None:
-        """The warm kernel that is warm longest and still alive, which is then the caller's; or None."""
+        """The warm kernel that is warm longest and still alive, which is then the caller's; or None.
+
+        One that is stopped would let its owner wait: it stays, and is looked at by the keeper at once.
+        """
         self.claims.append(time.monotonic())
         self.last_used = time.monotonic()
-        while self.warm:
-            process, _ = self.warm.popleft()
-            if process.alive and process.record.state is State.WARM:
-                return process
-        return None
+        stopped = []
+        taken = None
+        while self.warm and taken is None:
+            process, since = self.warm.popleft()
+            if not process.alive or process.record.state is not State.WARM:
+                continue
+            if read_state(process.pid) in STOPPED:
+                stopped.append((process, since))
+            else:
+                taken = process
+        self.warm.extendleft(reversed(stopped))
+        self.suspect = self.suspect or bool(stopped)
+        return taken
 
     @property
     def worth_waiting(self) -> bool:

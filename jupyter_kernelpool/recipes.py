@@ -62,6 +62,7 @@ class Settings:
     limits: tuple[tuple[str, float], ...] = ()  # by name, where they differ from KernelLimits; not part of the key
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
     cull: tuple[tuple[str, float], ...] = ()  # what of KernelCuller differs; not part of the key either
+    recovery: str | None = None  # where it differs from KernelHealth's; not part of the key
 
 
 @dataclass(frozen=True)

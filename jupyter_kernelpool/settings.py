@@ -7,9 +7,10 @@ from typing import Any
 from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.recipes import Settings
+from jupyter_kernelpool.recovery import Recovery
 from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS, read_sandbox
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull", *SANDBOX_SETTINGS)
+SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull", "recovery", *SANDBOX_SETTINGS)
 CULL_NAMES = ("idle_timeout", "busy_timeout", "max_life", "connected", "warn_before")
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
@@ -41,8 +42,18 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
     preload = read_preload(name, given.get("preload", list(general.preload)))
     limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
     cull = read_recipe_cull(name, given["cull"]) if "cull" in given else general.cull
+    recovery = read_recovery(name, given["recovery"]) if "recovery" in given else general.recovery
     sandbox = read_sandbox(name, given)
-    return Settings(min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox, cull)
+    return Settings(
+        min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox, cull, recovery
+    )
+
+
+def read_recovery(name: str, given: Any) -> str | None:
+    """Which ends of its kernels' processes are followed by a restart; None leaves it to KernelHealth."""
+    if given is not None and given not in list(Recovery):
+        raise NotValid(f"{name!r}: recovery = {given!r} must be one of {', '.join(Recovery)}", field="recovery")
+    return str(given) if given is not None else None
 
 
 def read_recipe_limits(name: str, given: Any) -> tuple[tuple[str, float], ...]:

@@ -98,6 +98,20 @@ def count_descriptors(pids: Iterable[int]) -> int:
     return sum(_count_descriptors(pid) for pid in pids)
 
 
+def read_state(pid: int) -> str:
+    """The state of one process, as `Stat.state` has it; "gone" without one, empty where that can't be told."""
+    if not LINUX:
+        return "" if psutil.pid_exists(pid) else "gone"
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+    except OSError:
+        return ""
+    return line[line.rfind(b")") + 2 :][:1].decode()
+
+
 class Root(NamedTuple):
     """A kernel's own process; *inherited* is the memory it had from what it was forked from (see `charge`)."""
 

@@ -17,6 +17,7 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 
 from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.notices import Notices, read_incoming
+from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.traffic import Traffic
 
@@ -83,7 +84,9 @@ class Prompt:
             self._delivery = asyncio.ensure_future(self._deliver_held())
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """As stock, but for what our own probes bring."""
+        """As stock, but for what our own probes and nudges bring."""
+        if getattr(stream, "channel", stream) == "iopub" and is_nudge(outgoing_msg):
+            return  # a client would take it for the end of a cell that runs
         if self._probes and getattr(stream, "channel", stream) == "iopub" and self._is_echo(outgoing_msg):
             return
         super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]

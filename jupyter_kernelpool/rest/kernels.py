@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
@@ -14,7 +15,7 @@ from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
 from jupyter_kernelpool.rest.bodies import Body
 from jupyter_kernelpool.rest.forks import lineage_model, undo_model
-from jupyter_kernelpool.rest.models import Model, breach_model, kernel_model, rfc3339
+from jupyter_kernelpool.rest.models import Model, breach_model, current_model, health_model, kernel_model, rfc3339
 from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
 
@@ -93,6 +94,11 @@ def describe(manager: Any, kernel_id: str) -> Model:
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
         "undo": undo_model(manager.undo, kernel_id) if ours else None,
         "limits": manager.guard.allowance_of(kernel_id).as_model() if ours else None,
+        "health": health_model(manager.care.standing_of(kernel_id)) if ours else None,
+        "failure_count": manager.care.standing_of(kernel_id).total if ours else 0,
+        "current": current_model(manager.edge.ledger(kernel_id).running, time.monotonic(), time.time())
+        if ours
+        else None,
         "breach": breach_model(manager.guard.breaches.get(kernel_id)) if ours else None,
         "cull": cull_model(manager, kernel_id) if ours else None,
         "capabilities": {"fork": {"available": why is None, "why": why}},

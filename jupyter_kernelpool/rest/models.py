@@ -15,7 +15,10 @@ from typing import Any
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool.allowance import LIMITS, Breach
+from jupyter_kernelpool.breaker import Breaker
 from jupyter_kernelpool.decisions import Policy, target
+from jupyter_kernelpool.health import Standing
+from jupyter_kernelpool.ledger import Execution
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.memory import Memory
@@ -168,6 +171,7 @@ def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, m
             "limits": dict(settings.limits),
             "cull": dict(settings.cull),
             "sandbox": sandbox_model(recipe),
+            "recovery": settings.recovery,
         },
     }
 
@@ -275,6 +279,39 @@ def kernel_model(kernel_id: str, kernel: Any, connections: int) -> Model:
         "created": rfc3339(created) if created is not None else None,
         "story": story_model(record),
         "temporary": bool(getattr(kernel, "temporary", False)),
+    }
+
+
+def health_model(standing: Standing) -> Model:
+    """What a kernel was found to be when it was nudged last; *failures* in a row."""
+    return {
+        "status": standing.verdict.value,
+        "checked": rfc3339(standing.checked) if standing.checked is not None else None,
+        "failures": standing.failures,
+        "why": standing.why or None,
+    }
+
+
+def current_model(execution: Execution | None, now: float, wall: float) -> Model | None:
+    """What runs in a kernel's main shell; *now* is monotonic, *wall* the same moment since the epoch."""
+    if execution is None:
+        return None
+    return {
+        "execution_id": execution.msg_id,
+        "started": rfc3339(wall - (now - execution.began)),
+        "seconds": execution.ran(now),
+    }
+
+
+def breaker_model(kernel_name: str, breaker: Breaker, now: float) -> Model:
+    """A kernelspec whose last start failed; *now* is monotonic."""
+    state = breaker.state(now)
+    return {
+        "kernel_name": kernel_name,
+        "state": state,
+        "failures": breaker.failures,
+        "retry_in": max(0.0, breaker.retry_at - now) if state == "open" else None,
+        "reason": breaker.reason,
     }
 
 

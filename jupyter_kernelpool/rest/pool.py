@@ -20,6 +20,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler
 from jupyter_kernelpool.rest.models import (
     Model,
+    breaker_model,
     capabilities,
     count_active,
     no_totals,
@@ -59,6 +60,12 @@ def why_unbounded(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+def breaker_models(manager: PoolingKernelManager) -> list[Model]:
+    """The kernelspecs whose last start failed, by name."""
+    now = time.monotonic()
+    return [breaker_model(name, breaker, now) for name, breaker in sorted(manager.care.starts.breakers.items())]
+
+
 class PoolHandler(KernelPoolHandler):
     """The pool as a whole; answers also where nothing is pooled."""
 
@@ -81,6 +88,7 @@ class PoolHandler(KernelPoolHandler):
                 },
                 "totals": totals(manager.pool, recipes, kernels) if manager is not None else no_totals(kernels),
                 "recipes": recipes,
+                "breakers": breaker_models(manager) if manager is not None else [],
             }
         )
 

@@ -1,10 +1,12 @@
 """Jupyter's own POST /api/kernels and /api/sessions, telling why a start is refused: 503 with Retry-After when all
-places are taken, 429 for a quota, 501 for a limit or a sandbox that can't be held.
+places are taken or the kernelspec's kernels can't be started, 429 for a quota, 501 for a limit or a sandbox that can't
+be held.
 
 Upstream workaround: the kernel manager can refuse a start only by an exception. jupyter_server sends no
 Retry-After for any (`APIHandler.write_error` looks at message and reason only), and `SessionRootHandler.post`
-turns every exception into a 500. So where the configuration lets starts be refused, and only there, subclasses
-of the two stock handlers take their places in the server's routing table. A handler that another extension put in
+turns every exception into a 500. So where the configuration lets starts be refused, or as soon as those of a
+kernelspec are since they fail anyway, subclasses of the two stock handlers take their places in the server's routing
+table, and else never. A handler that another extension put in
 front of the stock ones, or in their place, is left alone. PATCH /api/sessions/{id} with another kernel's name
 swallows the exception itself and still answers 501.
 https://github.com/jupyter-server/jupyter_server/blob/main/jupyter_server/services/sessions/handlers.py
@@ -68,6 +70,6 @@ OURS: dict[Any, type[web.RequestHandler]] = {
 
 
 def tell_refusals(web_app: web.Application) -> None:
-    """Put our handlers where *web_app* has the stock ones; called once, while extensions are loaded."""
+    """Put our handlers where *web_app* has the stock ones; done again, it changes nothing."""
     for rule in web_app.wildcard_router.rules:
         rule.target = OURS.get(rule.target, rule.target)

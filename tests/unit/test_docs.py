@@ -15,6 +15,8 @@ from jupyter_kernelpool import errors, metrics
 from jupyter_kernelpool.alerts import HINTS
 from jupyter_kernelpool.culler import KernelCuller
 from jupyter_kernelpool.events import read_types
+from jupyter_kernelpool.health import Verdict
+from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.lookout import KernelAlerts
@@ -26,7 +28,7 @@ OPERATING = (DOCS / "operators" / "operating.md").read_text()
 MIB = 1024 * 1024
 OWN_TRAITS = [
     (owner, name)
-    for owner in (KernelPool, KernelLimits, KernelCuller, KernelAlerts)
+    for owner in (KernelPool, KernelLimits, KernelHealth, KernelCuller, KernelAlerts)
     for name in sorted(owner.class_own_traits(config=True))
 ]
 NAMES = [f"{owner.__name__}.{name}" for owner, name in OWN_TRAITS]
@@ -71,6 +73,11 @@ def test_the_configuration_page_names_no_trait_that_is_not_there():
 @pytest.mark.parametrize("state", list(State))
 def test_state_is_in_the_operating_page(state):
     assert f"`{state.value}`" in OPERATING
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_verdict_on_a_kernels_health_is_in_the_operating_page(verdict):
+    assert f"| `{verdict.value}` |" in OPERATING
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.code)

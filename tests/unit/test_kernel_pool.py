@@ -82,6 +82,7 @@ def claim(pool: KernelPool, recipe: RecipePool, **request) -> asyncio.Task:
         ({"recipes": {"ir": {"preload": "numpy"}}}, ["'ir'", "preload = 'numpy'", "list of module names"]),
         ({"recipes": {"ir": {"preload": [1]}}}, ["'ir'", "preload = [1]", "list of module names"]),
         ({"recipes": {"ir": {"init_code": 3}}}, ["'ir'", "init_code", "text"]),
+        ({"recipes": {"ir": {"recovery": "perhaps"}}}, ["'ir'", "'perhaps'", "never, on_failure, always"]),
         ({"recipes": {"ir": "whole"}}, ["'ir'", "'whole'", "dict"]),
         ({"launchers": ["jupyter_kernelpool.pool.KernelPool"]}, ["launchers", "KernelPool", "Launcher"]),
     ],

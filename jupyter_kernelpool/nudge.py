@@ -1,0 +1,89 @@
+"""Asks a kernel whether it is there: `kernel_info` on its control channel, and its heartbeat. No code runs in it.
+
+The kernel publishes on iopub that it is busy with such a request, and idle again. Whoever watches would take that for
+the end of a cell that runs, so nudges have a session of their own, and `is_nudge` tells what was published for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from jupyter_client.session import DELIM
+
+SESSION = uuid.uuid4().hex
+_MARK = SESSION.encode()
+PARENT = 3  # the place of the parent's header after the delimiter
+MOST_IDENTITIES = 4
+
+
+class Reply(NamedTuple):
+    """What answered; *info* is the content of the kernel's reply, *states* what *look* said each time."""
+
+    control: bool
+    heartbeat: bool
+    states: list[str]
+    info: dict[str, Any]
+
+
+def is_nudge(parts: Sequence[Any]) -> bool:
+    """Whether a message of iopub, *parts* as ZeroMQ gave them, was published for a nudge: its parent is one."""
+    try:
+        parent = parts[list(parts[:MOST_IDENTITIES]).index(DELIM) + PARENT]
+    except (ValueError, IndexError):
+        return False
+    return _MARK in bytes(parent)
+
+
+async def nudge(kernel: Any, waits: Sequence[float], look: Callable[[], Awaitable[str]] | None = None) -> Reply:
+    """Ask *kernel*, a manager of jupyter_client's for tornado's loop, until control answers or all *waits* (seconds
+    after each question) are over. *look* tells the state of its process at the end of each.
+
+    Raises `zmq.ZMQError` where this process can have no more sockets.
+    """
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[dict[str, Any]] = loop.create_future()
+    beaten = False
+    states: list[str] = []
+
+    def hear(parts: list[Any]) -> None:
+        if not answered.done():
+            answered.set_result(_read(kernel.session, parts))
+
+    def beat(_: list[Any]) -> None:
+        nonlocal beaten
+        beaten = True
+
+    control = kernel.connect_control()
+    try:
+        heart = kernel.connect_hb()
+        try:
+            control.on_recv(hear)
+            heart.on_recv(beat)
+            heart.send(b"ping")
+            for wait in waits:
+                request = kernel.session.msg("kernel_info_request")
+                request["header"]["session"] = SESSION
+                kernel.session.send(control, request)
+                await asyncio.wait([answered], timeout=wait)
+                if answered.done():
+                    break
+                if look is not None:
+                    states.append(await look())
+        finally:
+            heart.close(linger=0)
+    finally:
+        control.close(linger=0)
+    return Reply(answered.done(), beaten, states, answered.result() if answered.done() else {})
+
+
+def _read(session: Any, parts: list[Any]) -> dict[str, Any]:
+    """The content of a reply; empty if it is not readable, which is an answer all the same."""
+    try:
+        _, message = session.feed_identities(parts)
+        content: dict[str, Any] = session.unpack(message[4])
+        return content
+    except (ValueError, KeyError, IndexError, TypeError):
+        return {}

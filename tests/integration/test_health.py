@@ -1,0 +1,202 @@
+"""Each way in which a kernel can be silent or dead, produced for real, ends as its policy says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from .browsers import browser, execution, unpack
+from .conftest import Server, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+INTERVAL, TIMEOUT, GRACE = 1.0, 1.0, 1.0
+QUICK = (
+    f"--KernelHealth.interval={INTERVAL}",
+    f"--KernelHealth.timeout={TIMEOUT}",
+    f"--KernelHealth.grace={GRACE}",
+    "--KernelHealth.backoff=1.5",
+)
+# PyDLL keeps the GIL: nothing else of Python runs. The one returns when a signal comes, the other waits for itself.
+SLEEPS_IN_C = "import ctypes; ctypes.PyDLL(None).sleep(3600)"
+NEVER_RETURNS = (
+    "import ctypes; c = ctypes.PyDLL(None); lock = ctypes.create_string_buffer(64); "
+    "c.pthread_mutex_lock(lock); c.pthread_mutex_lock(lock)"
+)
+IGNORES_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+def model(server: Server, kernel: str) -> dict[str, Any]:
+    status, found = server.call(f"/kernelpool/v1/kernels/{kernel}")
+    assert status == 200, found
+    return dict(found)
+
+
+def status(server: Server, kernel: str) -> str:
+    return str(model(server, kernel)["health"]["status"])
+
+
+def until(server: Server, kernel: str, *wanted: str) -> dict[str, Any]:
+    def reached() -> Any:
+        found = model(server, kernel)
+        return found if found["health"]["status"] in wanted else None
+
+    found: dict[str, Any] = eventually(reached, f"the kernel is found to be {wanted}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def watched(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server that asks often, and reports."""
+    server = kp_servers(tmp_path_factory.mktemp("watched"), *QUICK)
+    server.wait_warm(1)
+    yield server
+    server.stop()
+
+
+def test_busy_kernel_is_fine_however_long_and_is_not_disturbed(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    with browser(watched, kernel) as tab:
+        tab.execute("1")
+        request = tab.send("execute_request", execution("import time; time.sleep(6)"))
+        found = until(watched, kernel, "busy")
+        began = model(watched, kernel)
+        assert began["current"]["execution_id"] == request
+        time.sleep(2 * INTERVAL)
+        later = model(watched, kernel)
+        assert later["health"]["status"] == "busy"
+        assert later["health"]["checked"] > found["health"]["checked"], "it was asked meanwhile"
+        assert later["last_activity"] == began["last_activity"]
+        assert later["execution_state"] == "busy"
+        reply, published = tab.until_idle(request)
+        assert reply["execution_count"] == 2, "no nudge was counted"
+        states = [each["content"].get("execution_state") for each in published]
+        assert [state for state in states if state] == ["busy", "idle"]
+        idle = until(watched, kernel, "responsive")
+        time.sleep(2 * INTERVAL)
+        after = model(watched, kernel)
+        assert after["health"]["checked"] > idle["health"]["checked"]
+        assert (after["last_activity"], after["current"]) == (idle["last_activity"], None)
+        assert tab.execute("print(len(In))") == "4"
+
+
+def test_stopped_kernel_is_reported_once_and_is_well_again_when_it_goes_on(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    pid = int(watched.run(kernel, "import os; print(os.getpid())"))
+    until(watched, kernel, "responsive")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        found = until(watched, kernel, "stopped")
+        assert time.monotonic() - began < INTERVAL + TIMEOUT + 5
+        assert found["state"] == "unresponsive"
+        eventually(lambda: model(watched, kernel)["health"]["failures"] >= 3, "it is asked again")
+        assert watched.log.count(f"Kernel {kernel} does not answer") == 1
+        assert model(watched, kernel)["failure_count"] == 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    found = until(watched, kernel, "responsive")
+    assert found["state"] == "active"
+    assert found["health"]["failures"] == 0
+    assert watched.run(kernel, "print(os.getpid())") == str(pid), "nothing was done to it"
+
+
+def test_kernel_that_is_stopped_for_moments_is_slow_and_well(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    pid = int(watched.run(kernel, "import os; print(os.getpid())"))
+    checked = until(watched, kernel, "responsive")["health"]["checked"]
+    deadline = time.monotonic() + 4 * INTERVAL
+    try:
+        while time.monotonic() < deadline:  # as a limit on processor time does it
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.08)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.02)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    found = model(watched, kernel)
+    assert found["health"]["checked"] > checked
+    assert found["failure_count"] == 0
+    assert "unresponsive" not in [move["to"] for move in found["story"]]
+
+
+def test_kernel_is_held_while_it_is_forked(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    with browser(watched, kernel) as tab:
+        request = tab.send("execute_request", execution("import time; time.sleep(3)"))
+        eventually(lambda: model(watched, kernel)["current"], "it runs")
+        fork = threading.Thread(
+            target=watched.call, args=(f"/kernelpool/v1/kernels/{kernel}/fork", "POST", {"timeout": 20})
+        )
+        fork.start()
+        eventually(lambda: model(watched, kernel)["state"] == "held", "its fork waits for the cell")
+        assert tab.until_idle(request)[0]["status"] == "ok"
+        fork.join()
+    assert model(watched, kernel)["state"] == "active"
+
+
+def test_clients_hear_nothing_of_nudges(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    with browser(watched, kernel) as tab:
+        tab.execute("1")
+        checked = model(watched, kernel)["health"]["checked"]
+        heard = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                heard.append(unpack(tab.socket.recv(timeout=3 * INTERVAL)))  # type: ignore[arg-type]
+        assert [message["header"]["msg_type"] for message in heard] == []
+        assert model(watched, kernel)["health"]["checked"] != checked
+
+
+def test_kernel_that_holds_the_gil_in_c_is_wedged(watched: Server) -> None:
+    kernel = watched.start_kernel()
+    with browser(watched, kernel) as tab:
+        tab.execute("1")
+        tab.send("execute_request", execution(NEVER_RETURNS))
+        found = until(watched, kernel, "wedged")
+        assert found["state"] == "unresponsive"
+        assert found["current"] is not None
+    assert watched.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+
+
+def test_claims_are_quick_beside_kernels_that_hang(watched: Server) -> None:
+    kernels = [watched.start_kernel() for _ in range(2)]
+    stopped = int(watched.run(kernels[0], "import os; print(os.getpid())"))
+    os.kill(stopped, signal.SIGSTOP)
+    watched.client(kernels[1]).execute(NEVER_RETURNS)
+    until(watched, kernels[0], "stopped")
+    until(watched, kernels[1], "wedged")
+    walls = []
+    for _ in range(5):
+        watched.wait_warm(2)
+        before = watched.recipe()["waits"]
+        hits = watched.hit()
+        kernel = watched.start_kernel()
+        assert watched.hit() == hits + 1
+        assert before is not None
+        walls.append(watched.recipe()["waits"]["p50"])
+        assert watched.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    assert min(walls) < 0.05
+    for kernel in kernels:
+        assert watched.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+
+
+def test_claim_passes_over_a_stopped_warm_kernel(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelPool.warm=2", *QUICK)
+    server.wait_warm(2)
+    template = server.template()
+    oldest = min((each for each in server.ours()[1:] if each.pid != template), key=lambda each: each.create_time())
+    oldest.suspend()
+    began = time.monotonic()
+    kernel = server.start_kernel()
+    assert time.monotonic() - began < 1.0
+    assert server.run(kernel, "import os; print(os.getpid())") != str(oldest.pid)
+    eventually(lambda: not psutil.pid_exists(oldest.pid), "the one that does not answer is ended")

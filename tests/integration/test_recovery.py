@@ -1,0 +1,272 @@
+"""What follows the end of a kernel's process, or its silence, as the policy says; and kernelspecs that can't start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .browsers import Browser, browser, execution
+from .conftest import Server, eventually
+from .test_health import GRACE, IGNORES_SIGINT, INTERVAL, NEVER_RETURNS, QUICK, SLEEPS_IN_C, TIMEOUT, model, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+SLACK = 8.0  # the keeper's turn, the next process, a busy machine
+ENDS = {
+    "exit": ("import os; os._exit(1)", "exit code 1"),
+    "SIGSEGV": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+    "SIGKILL, as when memory is short": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+}
+
+
+def lost(tab: Browser, code: str) -> str:
+    """What is told of a cell whose kernel ends."""
+    reply, _ = tab.until_idle(tab.send("execute_request", execution(code)))
+    assert (reply["status"], reply["ename"]) == ("error", "KernelDied"), reply
+    return str(reply["evalue"])
+
+
+@pytest.fixture(scope="module")
+def server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server that restarts what does not answer."""
+    server = kp_servers(tmp_path_factory.mktemp("recovery"), *QUICK, "--KernelHealth.on_unresponsive=restart")
+    server.wait_warm(1)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_crash_is_told_to_who_waits_and_the_kernel_comes_back(server: Server, how: str) -> None:
+    code, told = ENDS[how]
+    kernel, sibling = server.start_kernel(), server.start_kernel()
+    with browser(server, kernel) as tab, browser(server, sibling) as other:
+        tab.execute("x = 1")
+        slow = other.send("execute_request", execution("import time; time.sleep(2); print('kept on')"))
+        began = time.monotonic()
+        assert told in lost(tab, code)
+        assert tab.execute("x") == "NameError"
+        assert time.monotonic() - began < SLACK
+        reply, _ = other.until_idle(slow)
+        assert reply["status"] == "ok", "a sibling never notices"
+        assert (model(server, kernel)["failure_count"], model(server, sibling)["failure_count"]) == (1, 0)
+
+
+def test_an_exception_runs_once_and_is_no_failure(server: Server) -> None:
+    kernel = server.start_kernel()
+    marks = server.root / "marks"
+    with browser(server, kernel) as tab:
+        assert tab.execute(f"open({str(marks)!r}, 'a').write('x'); 1/0") == "ZeroDivisionError"
+        assert tab.execute("print(1)") == "1"
+    found = until(server, kernel, "responsive")
+    assert marks.read_text() == "x"
+    assert (found["failure_count"], found["health"]["failures"], found["state"]) == (0, 0, "active")
+
+
+def test_a_cell_that_an_interrupt_reaches_costs_no_state(server: Server) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("x = 'kept'")
+        reply, _ = tab.until_idle(tab.send("execute_request", execution(SLEEPS_IN_C)))
+        assert reply["ename"] == "KeyboardInterrupt"
+        assert tab.execute("print(x)") == "kept"
+    assert "since it was interrupted" in server.log
+
+
+def test_a_stopped_kernel_is_continued_and_loses_nothing(server: Server) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("x = 'kept'")
+        pid = model(server, kernel)["pid"]
+        until(server, kernel, "responsive")
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert tab.execute("print(x)") == "kept"
+        assert time.monotonic() - began < INTERVAL + TIMEOUT + GRACE + SLACK
+        assert model(server, kernel)["pid"] == pid
+
+
+@pytest.mark.parametrize(
+    "silent", [NEVER_RETURNS, IGNORES_SIGINT + "\n" + NEVER_RETURNS], ids=["wedged", "ignores all"]
+)
+def test_a_kernel_that_answers_nothing_is_replaced(server: Server, silent: str) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("x = 1")
+        pid = model(server, kernel)["pid"]
+        began = time.monotonic()
+        assert "did not answer (wedged)" in lost(tab, silent)
+        assert time.monotonic() - began < INTERVAL + TIMEOUT + GRACE + SLACK
+        assert tab.execute("x") == "NameError"
+        assert tab.execute("print('again')") == "again"
+        assert model(server, kernel)["pid"] != pid
+        assert not alive(pid)
+    assert model(server, kernel)["failure_count"] == 1
+
+
+def test_a_kernel_of_which_nothing_answers_is_hung_and_replaced(server: Server) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        # Its heartbeat ends, too; what runs ignores interrupts.
+        code = f"""
+from ipykernel.kernelapp import IPKernelApp
+IPKernelApp.instance().heartbeat.socket.close()
+{IGNORES_SIGINT}
+{NEVER_RETURNS}"""
+        assert "did not answer (hung)" in lost(tab, code)
+        assert tab.execute("print('again')") == "again"
+
+
+def test_recovery_brings_the_last_checkpoint_back(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK, "--KernelHealth.restore=True", "--KernelHealth.on_unresponsive=restart")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("x = 'before'")
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        tab.execute("x = 'after'")
+        assert "last checkpoint" in lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(x)") == "before"
+        lost(tab, NEVER_RETURNS)
+        assert tab.execute("print(x)") == "before"
+
+
+def test_policy_of_a_recipe_leaves_kernels_dead_with_the_reason(kp_start: Callable[..., Server]) -> None:
+    recipes = json.dumps({"python3": {"recovery": "on_failure"}})
+    server = kp_start(*QUICK, f"--KernelPool.recipes={recipes}")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        lost(tab, "import os; os._exit(3)")
+        assert tab.execute("print('back')") == "back"
+        assert "stays dead" in lost(tab, "import os; os._exit(0)")
+    found = until(server, kernel, "dead")
+    assert (found["state"], found["execution_state"]) == ("dead", "dead")
+    assert "exit code 0" in found["reason"]
+    assert server.call("/kernelpool/v1/pools/python3", "PATCH", {"recovery": "never"})[0] == 200
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200, "its user may restart it"
+    assert server.run(kernel, "print('user')") == "user"
+    assert model(server, kernel)["execution_state"] in ("idle", "busy")
+    with browser(server, kernel) as tab:
+        assert "stays dead" in lost(tab, "import os; os._exit(1)")
+
+
+def test_a_crash_loop_is_slowed_down_and_ends(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        *QUICK, "--KernelHealth.restart_limit=2", "--KernelHealth.restart_pause=2", "--KernelHealth.restart_window=120"
+    )
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(1)") == "1"
+        lost(tab, "import os; os._exit(1)")
+        began = time.monotonic()
+        assert tab.execute("print(1)") == "1"
+        assert time.monotonic() - began > 1.5, "the second restart waits"
+        assert "KernelHealth.restart_limit" in lost(tab, "import os; os._exit(1)")
+    assert "3 times" in until(server, kernel, "dead")["reason"]
+
+
+def test_without_autorestart_a_dead_kernel_is_told_of(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK, "--PooledKernelManager.autorestart=False")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert "autorestart" in lost(tab, "import os; os._exit(1)")
+    assert until(server, kernel, "dead")["execution_state"] == "dead"
+
+
+def test_a_broken_kernelspec_opens_its_breaker_and_a_mended_one_closes_it(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK, "--KernelHealth.breaker_pause=6", "--KernelHealth.restart_pause=0.1")
+    server.wait_warm(1)
+    script = server.folder / "broken.py"
+    script.write_text("raise SystemExit(7)\n")
+    install(server, "broken", [sys.executable, str(script), "-f", "{connection_file}"])
+    status, first = server.call("/api/kernels", "POST", {"name": "broken"})
+    assert status == 201, "as stock, it is restarted first"
+    eventually(lambda: breaker(server).get("state") == "open", "its starts are refused")
+    for path, body in (
+        ("/api/kernels", {"name": "broken"}),
+        ("/api/sessions", {"path": "a.ipynb", "name": "", "type": "notebook", "kernel": {"name": "broken"}}),
+    ):
+        began = time.monotonic()
+        status, headers, refused = server.exchange(path, "POST", body)
+        assert time.monotonic() - began < 1.0
+        assert (status, refused["code"]) == (503, "starts_fail"), refused
+        assert "exit code 7" in refused["message"]
+        assert 1 <= int(headers["Retry-After"]) <= 60
+    assert server.run(server.start_kernel(), "print('others start')") == "others start"
+    eventually(lambda: server.call(f"/api/kernels/{first['id']}")[0] == 404, "Jupyter gives up restarting it", 60)
+    assert "Jupyter gave up" in server.log
+    script.write_text("from ipykernel.kernelapp import launch_new_instance; launch_new_instance()\n")
+    eventually(lambda: breaker(server).get("state") == "half-open", "one may try")
+    status, trial = server.call("/api/kernels", "POST", {"name": "broken"})
+    assert status == 201
+    assert server.run(trial["id"], "print('mended')") == "mended"
+    eventually(lambda: not breaker(server), "it is closed")
+    assert server.call("/api/kernels", "POST", {"name": "broken"})[0] == 201
+
+
+def test_a_command_that_is_not_there_opens_the_breaker(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK)
+    install(server, "absent", [str(server.folder / "no-such-python"), "-f", "{connection_file}"])
+    for _ in range(3):
+        assert server.call("/api/kernels", "POST", {"name": "absent"})[0] == 500
+    status, _, refused = server.exchange("/api/kernels", "POST", {"name": "absent"})
+    assert (status, refused["code"]) == (503, "starts_fail")
+
+
+def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    first = kp_start()
+    first.wait_warm(1)
+    kernel = first.start_kernel()
+    pid = int(first.run(kernel, "import os; print(os.getpid())"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    info = json.loads(first.connection_file(kernel).read_text())
+    (outside / "kernel-far.json").write_text(json.dumps({**info, "kernel_name": "python3"}))
+    second = kp_start(
+        *QUICK, "--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={outside}",
+        "--KernelHealth.on_unresponsive=restart",
+    )  # fmt: skip
+    (found,) = second.call("/kernelpool/v1/kernels")[1]["kernels"]
+    assert (found["way"], found["state"], found["pid"]) == ("external", "active", None)
+    adopted = found["id"]
+    until(second, adopted, "responsive")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(second, adopted, "hung")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(second, adopted, "responsive")
+    assert first.run(kernel, "print(os.getpid())") == str(pid), "it is not ours to restart"
+    (outside / "kernel-far.json").unlink()
+    eventually(lambda: second.call("/kernelpool/v1/kernels")[1]["kernels"] == [], "it is forgotten")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def breaker(server: Server) -> dict[str, Any]:
+    found = server.call("/kernelpool/v1/pool")[1]["breakers"]
+    return dict(found[0]) if found else {}
+
+
+def install(server: Server, name: str, argv: list[str]) -> None:
+    folder = server.folder / "data" / "kernels" / name
+    folder.mkdir(parents=True)
+    spec = {"argv": argv, "display_name": name, "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
