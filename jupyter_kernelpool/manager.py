@@ -179,7 +179,6 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.edge = Edge()
         self.events = Events(first=int(time.time() * 1000))
         self.lookout = Lookout(KernelAlerts(**made))
-        self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.metrics_file = MetricsFile(self.pool.metrics_file)
         self.keeper.rounds += [
             Round("alerts", JUDGE_EVERY, self.lookout.round),
@@ -196,6 +195,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.output_watch = OutputWatch(self, self.guard, self.edge, self.events)
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
+        # After those who hold cells to limits: what a cell ends for is told before its end.
+        self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
