@@ -15,7 +15,6 @@ from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.lookout import Lookout
 
 ENDING = frozenset({"interrupted", "killed", "restarted", "restored"})  # what is done about a breach that ends a cell
-NOTE = "breach"
 BY_ITSELF = frozenset({"died", "unresponsive"})  # causes that are no decision about the cell that ran
 CAUSES = {"asked": "asked for", "died": "its process ended", "unresponsive": "it did not answer"}
 
@@ -118,11 +117,10 @@ class Chronicle:
             self._emit("busy", kernel_id)
 
     def _ended(self, kernel_id: str, execution: Execution) -> None:
-        if not execution.shown and NOTE not in execution.notes:
+        if not (execution.shown or execution.limit or execution.lost):
             return  # what a front end runs by itself, or what was given up before it began
-        life = self._lives.get(kernel_id)
-        outcome = outcome_of(execution, died=life is not None and life.restarted is not None
-                             and life.restarted[0] in BY_ITSELF)  # fmt: skip
+        life = self._lives.get(kernel_id, Life())
+        outcome = outcome_of(execution, died=life.restarted is not None and life.restarted[0] in BY_ITSELF)
         seconds = execution.ran(time.monotonic())
         metrics.EXECUTION.labels(outcome=outcome).observe(seconds)
         metrics.OUTPUT.observe(execution.output)
@@ -149,7 +147,7 @@ class Chronicle:
                 metrics.BREACHES.labels(limit=limit, outcome=outcome).inc()
                 running = self._edge.ledger(event.kernel_id).running
                 if running is not None and outcome in ENDING:
-                    running.notes[NOTE] = limit
+                    running.limit = limit
 
     def _emit(self, type: str, kernel_id: str, reason: str = "", **facts: str | float) -> None:  # noqa: A002
         self._events.emit(type, kernel_id, now=time.time(), reason=reason, **facts)
@@ -163,9 +161,8 @@ def outcome_of(execution: Execution, *, died: bool) -> str:
 
     An error in the user's code is a result (`error`), and no failure of anybody else's.
     """
-    limit = execution.notes.get(NOTE)
-    if limit is not None:
-        return "timeout" if limit == "execution_timeout" else "killed"
+    if execution.limit:
+        return "timeout" if execution.limit == "execution_timeout" else "killed"
     if execution.lost:
         return "died" if died else "cancelled"
     return "error" if execution.failed else "ok"

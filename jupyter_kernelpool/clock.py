@@ -179,6 +179,7 @@ class Clock:
                 self._edge.say(kernel_id, text, execution.header)
                 self._guard.consequences.note(kernel_id, self._breach(kernel_id, watch, "reported"))
             case Interrupt(again):
+                execution.limit = LIMIT
                 if not again:
                     self._edge.say(
                         kernel_id,

@@ -18,8 +18,8 @@ class Execution:
     """An execute request that runs: its header, since when, for how long it waited for input, its output in bytes.
 
     *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
-    not what a front end runs silently by itself. *failed*: it ended with an error, which is the user's. *code* stands
-    for what runs, the same for the same source; None where that isn't published.
+    not what a front end runs silently by itself. *failed*: it ended with an error, which is the user's. *limit*: for
+    which it is interrupted or ended. *code* stands for what runs, the same for the same source; None if not published.
     """
 
     header: dict[str, Any]
@@ -31,6 +31,7 @@ class Execution:
     shown: bool = False
     presumed: bool = False
     failed: bool = False
+    limit: str = ""
     code: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 

@@ -191,7 +191,6 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.edge = Edge()
         self.events = Events(first=int(time.time() * 1000))
         self.lookout = Lookout(KernelAlerts(**made))
-        self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.metrics_file = MetricsFile(self.pool.metrics_file)
         self.keeper.rounds += [
             Round("alerts", JUDGE_EVERY, self.lookout.round),
@@ -208,6 +207,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.output_watch = OutputWatch(self, self.guard, self.edge, self.events)
         self._refuse_anonymous_owners()
         self.clock = Clock(self, self.guard, self.edge, self.events)
+        # After those who hold cells to limits: what a cell ends for is told before its end.
+        self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
         self.keeper.rounds.append(Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work))
         self.forking = Forking(self)

@@ -24,9 +24,9 @@ class Traffic:
 
     async def connect(self) -> None:
         """As stock."""
-        self._count_sent()
         try:
             connecting = super().connect()  # type: ignore[misc]
+            self._count_sent()  # over whatever others have put in its way
             opened = connecting is not None  # stock's says None where it could not
             if opened:
                 self._opened()

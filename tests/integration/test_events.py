@@ -82,9 +82,10 @@ def test_a_whole_life_is_told_in_its_order_on_both_streams(kp_server: Server) ->
 
 
 def test_a_kernel_that_died_while_a_cell_ran_was_never_idle(kp_server: Server) -> None:
+    kp_server.wait_warm()
     with follow(kp_server) as heard:
         kernel = kp_server.start_kernel()
-        kp_server.client(kernel).execute("import os; os._exit(1)")
+        kp_server.client(kernel).execute("import os, time; time.sleep(0.5); os._exit(1)")
         heard.wait_for_event("restarted", kernel)
         assert heard.names(kernel) == [*START, "busy", *START, "restarted"]
         assert heard.wait_for_event("restarted", kernel)["cause"] == "died"

@@ -1,0 +1,178 @@
+"""What an operator is told of real kernels and clients: metrics, alerts, and the file for node_exporter."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from .browsers import browser
+from .conftest import Server, eventually
+from .test_metrics import value
+
+pytestmark = pytest.mark.integration
+
+P = "jupyter_kernelpool_"
+
+
+def executions(server: Server, outcome: str) -> float:
+    return value(server, f"{P}execution_seconds_count", outcome=outcome)
+
+
+def alert(server: Server, name: str) -> dict[str, Any]:
+    status, answer = server.call("/kernelpool/v1/alerts")
+    assert status == 200
+    return dict(next(one for one in answer["alerts"] if one["name"] == name))
+
+
+def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelLimits.execution_timeout=4")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("print('x' * 5000)")
+        eventually(lambda: executions(server, "ok") == 1, "ok")
+        assert value(server, f"{P}execution_output_bytes_sum") >= 5000
+        assert tab.execute("1/0") == "ZeroDivisionError"
+        eventually(lambda: executions(server, "error") == 1, "error")
+        tab.execute("import time; time.sleep(30)")
+        eventually(lambda: executions(server, "timeout") == 1, "timeout")
+    assert value(server, f"{P}breaches_total", limit="execution_timeout", outcome="interrupted") == 1
+    server.client(kernel).execute("import os, time; time.sleep(0.5); os._exit(1)")
+    eventually(lambda: executions(server, "died") == 1, "died")
+    eventually(lambda: value(server, f"{P}restarts_total", cause="died") == 1, "the restart")
+    client = server.client(kernel)
+    client.execute("import time; time.sleep(1.5)")
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "busy")
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    eventually(lambda: executions(server, "cancelled") == 1, "cancelled")
+    assert value(server, f"{P}restarts_total", cause="asked") == 1
+    assert {one: executions(server, one) for one in ("ok", "error", "timeout", "killed", "died", "cancelled")} == {
+        "ok": 1, "error": 1, "timeout": 1, "killed": 0, "died": 1, "cancelled": 1,
+    }  # fmt: skip
+
+
+def test_forks_checkpoints_and_restores_are_measured_and_refusals_counted(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    kernel = kp_server.start_kernel()
+    path = f"/kernelpool/v1/kernels/{kernel}"
+    assert kp_server.call(f"{path}/fork", "POST", {})[0] == 201
+    checkpoint = kp_server.call(f"{path}/checkpoints", "POST", {})[1]["id"]
+    assert kp_server.call(f"{path}/restore", "POST", {"checkpoint": checkpoint})[0] == 200
+    for operation in ("fork", "checkpoint", "restore"):
+        assert value(kp_server, f"{P}forking_seconds_count", operation=operation) == 1
+        assert 0 < value(kp_server, f"{P}forking_seconds_sum", operation=operation) < 30
+    other = kp_server.start_kernel()
+    assert kp_server.call(f"{path}/restore", "POST", {"kernel": other})[0] == 409
+    assert value(kp_server, f"{P}forking_failures_total", operation="restore", code="not_related") == 1
+    assert value(kp_server, f"{P}forking_seconds_count", operation="restore") == 1
+
+
+def test_websockets_are_counted_from_their_opening_to_their_end(kp_start: Callable[..., Server]) -> None:
+    server = kp_start()
+    kernel = server.start_kernel()
+
+    def now(name: str, **labels: str) -> float:
+        return value(server, f"{P}websocket_{name}", **labels)
+
+    with browser(server, kernel, session="tab") as tab:
+        assert tab.execute("1 + 1") == "2"
+        assert now("connections") == now("connects_total", outcome="opened") == 1
+        sent = now("sent_bytes_total")
+        tab.execute("print('x' * 100_000)")
+        assert 100_000 < now("sent_bytes_total") - sent < 110_000
+    eventually(lambda: now("duration_seconds_count") == 1, "it is closed")
+    assert now("connections") == now("reconnects_total") == now("errors_total", kind="dropped") == 0
+    with browser(server, kernel, session="tab") as tab:
+        assert tab.execute("1 + 1") == "2"
+        assert now("reconnects_total") == 1
+        tab.socket.close_socket()
+    eventually(lambda: now("errors_total", kind="dropped") == 1, "it was dropped")
+    eventually(lambda: now("connections") == 0, "none is open")
+    with browser(server, kernel, session="another"):
+        eventually(lambda: now("connections") == 1, "the third is open")
+    assert now("reconnects_total") == 1
+    assert now("connects_total", outcome="failed") == 0
+
+
+def test_reconnects_of_one_session_fire_beyond_three_and_restarts_are_pardoned(kp_start: Callable[..., Server]) -> None:
+    server = kp_start()
+    kernel = server.start_kernel()
+
+    def connect() -> None:
+        with browser(server, kernel, session="tab") as tab:
+            assert tab.execute("1 + 1") == "2"
+
+    for _ in range(4):
+        connect()
+    assert (alert(server, "reconnects")["firing"], alert(server, "reconnects")["value"]) == (False, 3)
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    connect()
+    assert alert(server, "reconnects")["value"] == 3
+    kernel = server.start_kernel()
+    for _ in range(5):
+        connect()
+    assert (alert(server, "reconnects")["firing"], alert(server, "reconnects")["value"]) == (True, 4)
+    assert value(server, f"{P}alert_firing", alert="reconnects") == 1
+    assert value(server, f"{P}session_reconnects") == 4
+    assert "Alert reconnects: 4, more than 3" in server.log
+
+
+@pytest.mark.timeout(120)
+def test_kernels_that_die_fire_and_users_errors_never_do(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelAlerts.least=10")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        for _ in range(9):
+            assert tab.execute("1/0") == "ZeroDivisionError"
+    eventually(lambda: executions(server, "error") == 9, "nine errors")
+
+    def die(count: int) -> None:
+        server.client(kernel).execute("import os, time; time.sleep(0.5); os._exit(1)")
+        eventually(lambda: value(server, f"{P}restarts_total", cause="died") == count, "it is back")
+
+    die(1)
+    found = alert(server, "execution_failures")
+    assert (found["firing"], found["value"], found["since"]) == (False, 0.1, None)
+    die(2)
+    found = alert(server, "execution_failures")
+    assert (found["firing"], found["value"]) == (True, pytest.approx(2 / 11))
+    assert found["since"] is not None
+
+
+def test_cells_that_take_longer_than_they_did_fire(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelAlerts.least=1")
+    kernel = server.start_kernel()
+    code = "import time, pathlib; time.sleep(float(pathlib.Path('seconds').read_text()))"
+    with browser(server, kernel) as tab:
+        for seconds, times, fires in ((0.3, 6, False), (3.0, 1, True)):
+            (server.root / "seconds").write_text(str(seconds))
+            for _ in range(times):
+                tab.execute(code)
+            eventually(lambda fires=fires: alert(server, "slow_executions")["value"], "a ratio")
+            found = alert(server, "slow_executions")
+            assert found["firing"] is fires, found
+    assert code not in server.log
+
+
+def test_metrics_file_is_there_while_the_server_is(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    file = tmp_path / "jupyter-ada.prom"
+    server = kp_start("--KernelPool.metrics_file=" + str(tmp_path / "jupyter-$HUB_USER.prom"), HUB_USER="ada")
+    eventually(file.exists, "the file is there")
+    server.start_kernel()
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in text_string_to_metric_families(file.read_text())
+        for sample in family.samples
+    }
+    assert (f"{P}websocket_connections", (("server", "jupyter-ada"),)) in samples
+    assert all(name.startswith(P) for name, _ in samples)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(30)
+    assert not file.exists()
