@@ -78,6 +78,7 @@ class Consequences:
         kernel.reason = str(breach)
         kernel.execution_state = "dead"
         self.note(kernel_id, breach)
+        self._edge.ledger(kernel_id).blame()
         self._edge.say(kernel_id, f"{breach}. The kernel was ended; its variables are lost.")
         self._edge.give_up(kernel_id, "KernelKilled", str(breach))
         if kernel.shutting_down:
@@ -127,6 +128,7 @@ class Consequences:
 
     async def _interrupt(self, kernel_id: str, breach: Breach) -> None:
         self.note(kernel_id, breach)
+        self._edge.ledger(kernel_id).blame()
         self._edge.say(
             kernel_id,
             f"{breach}. Interrupted; the kernel is ended if that does not help within {self._limits.grace:g} s.",

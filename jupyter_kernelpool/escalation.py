@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+FULL = 0.98  # of what the system refuses more of: who was refused has often let go of something already
 QUIET = 10.0  # seconds without being slowed down, after which the next time is told again
 CALM = 0.95  # of the share that was crossed: below it the next crossing counts anew
 
@@ -85,7 +86,7 @@ def note_refusals(standing: Standing, *, used: float, allowed: float, policy: Po
     standing = replace(standing, seen=max(standing.seen, used))
     if share < policy.warn_at * CALM:
         return replace(standing, warned=False, over_since=None, seen=used), None
-    if share >= 1.0 and standing.over_since is None:
+    if share >= FULL and standing.over_since is None:
         return replace(standing, warned=True, over_since=0.0), Note()
     if share >= policy.warn_at and not standing.warned:
         return replace(standing, warned=True), Warn()

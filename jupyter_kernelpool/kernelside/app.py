@@ -215,6 +215,15 @@ class UnboundKernelApp(IPKernelApp):
         if debugger is not None:
             debugger.kernel_modules = self._module_files
 
+    def _open_pipes(self) -> None:
+        """Let each thread that publishes make its way to iopub now, not when it first does (`IOPubThread._event_pipe`):
+        in a kernel that has as many files open as it may nothing would ever be heard from it again."""
+        iopub = self.iopub_thread
+        getattr(iopub, "_event_pipe", None)
+        for loop in (iopub.io_loop, self.control_thread.io_loop, self._shell_loop()):
+            if loop is not None:  # else it is this thread's
+                loop.add_callback(getattr, iopub, "_event_pipe", None)
+
     def take_identity(self, info: dict[str, Any], connection_file: str, listeners: list[int]) -> None:
         """Become the kernel of *info* (a connection file's content), accepting on *listeners*.
 
@@ -241,6 +250,7 @@ class UnboundKernelApp(IPKernelApp):
         # Not over the network, as stock: the kernel's may be another one than the listener's.
         self.debug_shell_socket.connect(DEBUG_SHELL)
         self._hand_heartbeat(handed["hb"])
+        self._open_pipes()
         self._ports = {name: getattr(self, f"{name}_port") for name in CHANNELS}
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.errors import NotEnforceable
+from jupyter_kernelpool.escalation import FULL
 from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
 from jupyter_kernelpool.usage import count_descriptors, scan
 
@@ -69,7 +70,7 @@ class RlimitEnforcer(Enforcer):
     def _keep_reserve(self, kernel_id: str, pid: int, allowed: int, count: int) -> None:
         """Let a kernel that has no file left accept a few clients; what leaks on has no more than that, either."""
         given = kernel_id in self._reserve_given
-        if (given and count >= CALM * allowed) or (not given and count < allowed):
+        if (given and count >= CALM * allowed) or (not given and count < FULL * allowed):
             return
         try:
             _set_limit(pid, allowed if given else allowed + RESERVE)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -133,7 +131,7 @@ def assert_restarts(server: Server, kernel: str) -> None:
     with browser(server, kernel) as page:
         assert page.execute("1+1") == "2"
     assert not model_of(server, kernel)["reason"]
-    assert model_of(server, kernel)["execution_state"] == "idle"
+    eventually(lambda: model_of(server, kernel)["execution_state"] == "idle", "it is idle")
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -232,7 +230,7 @@ def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_li
     kernel = limited(kp_limiting, open_files=256)
     pid = pid_of(kp_limiting, kernel)
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
-        assert run(page, LEAKS).error == "OSError"
+        assert run(page, LEAKS).reply["ename"] == "OSError"
         assert page.execute("len(files) < 256") == "True"
         eventually(lambda: heard.of(kernel, "breached"), "it is told")
         with browser(kp_limiting, kernel) as other:
@@ -249,12 +247,12 @@ def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_li
 
 @pytest.mark.parametrize("code", [SPINS, SPINS_IN_PROCESSES, SPINS_IN_THREADS], ids=["loop", "processes", "threads"])
 def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server, code: str) -> None:
-    kernel = limited(kp_limiting, cpu=0.5)
+    kernel = limited(kp_limiting, cpu=0.25)
     pid = pid_of(kp_limiting, kernel)
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         request = page.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
-        eventually(lambda: cores_of(pid, 0.2) > 0.3, "it computes")
-        assert cores_of(pid, 10) <= 0.5 * 1.03
+        eventually(lambda: cores_of(pid, 0.2) > 0.2, "it computes")
+        assert cores_of(pid, 10) <= 0.25 * 1.04
         eventually(lambda: heard.of(kernel, "throttled"), "it is told")
         began = time.monotonic()
         page.ask("kernel_info_request", {}, "control")
@@ -264,7 +262,7 @@ def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server
         assert reply["ename"] == "KeyboardInterrupt"
         assert_runs_freely(pid)
     assert len(heard.of(kernel, "throttled")) == 1
-    assert heard.of(kernel, "throttled")[0]["allowed"] == 0.5
+    assert heard.of(kernel, "throttled")[0]["allowed"] == 0.25
     assert kp_limiting.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
     eventually(lambda: not session_of(pid), "nothing is left of it")
 
@@ -284,22 +282,20 @@ def test_looser_limit_frees_a_hog_at_once_and_stopping_the_server_leaves_nothing
     kp_start_limiting: Callable[..., Server],
 ) -> None:
     server = kp_start_limiting("--KernelLimits.allow_loosen=True")
-    kernel = limited(server, cpu=0.05)
-    pid = pid_of(server, kernel)
+    kernel = server.start_kernel()
+    pid, path = pid_of(server, kernel), f"/kernelpool/v1/kernels/{kernel}"
     with browser(server, kernel) as page:
         page.send("execute_request", {"code": SPINS, "silent": False, "allow_stdin": False})
-        eventually(lambda: cores_of(pid, 0.2) > 0.3, "it computes")
-        time.sleep(2)
-        assert cores_of(pid, 2) < 0.2
-        assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": {"cpu": None}})[0] == 200
-        assert cores_of(pid, 2) > 0.3
-        assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
-        eventually(lambda: cores_of(pid, 1) < 0.2, "it is slowed down again")
-    daemon = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        eventually(lambda: cores_of(pid, 0.5) > 0.2, "it computes")
+        for _ in range(2):
+            assert server.call(path, "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
+            eventually(lambda: cores_of(pid, 2) < 0.06, "it is slowed down")
+            assert server.call(path, "PATCH", {"limits": {"cpu": None}})[0] == 200
+            assert cores_of(pid, 1) > 0.15
+        assert server.call(path, "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
+        eventually(lambda: cores_of(pid, 1) < 0.1, "it is slowed down again")
     began = time.monotonic()
     server.stop()
-    daemon.kill()
-    daemon.wait()
     assert time.monotonic() - began < 20
     assert not session_of(pid)
 

@@ -107,6 +107,7 @@ def test_nobody_is_ended_who_was_not_interrupted_or_far_beyond(looks):
     [
         ([(0, 10), (0, 85), (0, 90)], "- Warn -"),
         ([(0, 85), (0, 100), (0, 100)], "Warn Note -"),
+        ([(0, 97), (0, 99), (0, 100)], "Warn Note -"),
         ([(0, 100), (0, 60), (0, 100)], "Note - Note"),
         ([(0, 100), (0, 90), (0, 100)], "Note - -"),
     ],

@@ -251,3 +251,15 @@ def test_nothing_is_presumed_of_what_is_done_with(end):
     heard.story.clear()
     assert ledger.presume(PATIENCE, 50) is None
     assert heard.story == []
+
+
+def test_of_a_process_that_crossed_a_limit_the_first_that_was_asked_for_ran():
+    ledger = Ledger()
+    ledger.blame()
+    assert ledger.running is None
+    ledger.expect(A, 10)
+    ledger.expect(B, 11)
+    ledger.blame()
+    assert (ledger.running.msg_id, ledger.running.presumed) == ("a", True)
+    ledger.blame()
+    assert list(ledger.executions) == ["a"], "what runs is not blamed for another"

@@ -1,0 +1,447 @@
+"""The guard with enforcers and kernels that are fakes: whom it judges, what it does, and whom it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any, ClassVar
+
+import pytest
+
+from jupyter_kernelpool import consequences
+from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.errors import Loosens, NotEnforceable
+from jupyter_kernelpool.events import Events
+from jupyter_kernelpool.guard import Guard
+from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
+from jupyter_kernelpool.limits.settings import KernelLimits
+
+MB = 1 << 20
+
+
+class FakeEnforcer(Enforcer):
+    """Tells what the test says that kernels use, by pid."""
+
+    name = "fake"
+    holds = frozenset({"memory", "cpu", "processes"})
+    made: ClassVar[list[FakeEnforcer]] = []
+
+    def __init__(self, headroom: float) -> None:
+        super().__init__(headroom)
+        self.used: dict[int, dict[str, float]] = {}
+        self.pauses: dict[int, int] = {}
+        self.held: list[tuple[int, Allowance]] = []
+        self.ended: list[int] = []
+        self.gone: list[str] = []
+        self.closed = 0
+        self.fails: Exception | None = None
+        self.refuses: Exception | None = None
+        self.reads = 0
+        self.on_read: Any = None
+        self.cause: str | None = None
+        self.made.append(self)
+
+    def prepare(self) -> dict[str, str]:
+        return {}
+
+    def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.held.append((subject.pid, allowance))
+
+    def read(self, subjects, others):
+        self.reads += 1
+        if self.on_read is not None:
+            self.on_read()
+        if self.fails is not None:
+            raise self.fails
+        return {
+            one.kernel_id: Reading(dict(self.used[one.pid]), throttled=self.pauses.get(one.pid, 0))
+            for one in subjects
+            if one.pid in self.used
+        }
+
+    def why_ended(self, subject: Subject) -> str | None:
+        return self.cause
+
+    def end(self, subject: Subject) -> bool:
+        self.ended.append(subject.pid)
+        return True
+
+    def let_go(self, kernel_id: str) -> None:
+        self.gone.append(kernel_id)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class OtherEnforcer(FakeEnforcer):
+    """A second one, which fails."""
+
+    name = "other"
+    holds = frozenset({"open_files"})
+
+
+class FakeKernel:
+    """A kernel's manager."""
+
+    kernel_name = "python3"
+
+    def __init__(self) -> None:
+        self.stays_dead_for: Any = None
+        self.reason = ""
+        self.execution_state = "busy"
+        self.shutting_down = False
+        self.has_kernel = True
+        self.interrupts = 0
+
+    async def interrupt_kernel(self) -> None:
+        self.interrupts += 1
+
+
+class FakeManager(dict[str, FakeKernel]):
+    """The server's: kernels by id, and of the pool what the guard asks for."""
+
+    def __init__(self, limits: dict[str, float]) -> None:
+        super().__init__()
+        self.pool = self
+        self.supervision = self
+        self.recipes: dict[str, Any] = {}
+        self.pids: frozenset[int] = frozenset()
+        self.limits: Any = tuple(limits.items())
+        self.brought_back: list[tuple[str, bool]] = []
+        self.cannot: Exception | None = None
+
+    def settings_for(self, kernel_name: str) -> FakeManager:
+        return self
+
+    def get_kernel(self, kernel_id: str) -> FakeKernel:
+        return self[kernel_id]
+
+    async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
+        if self.cannot is not None:
+            raise self.cannot
+        self.brought_back.append((kernel_id, restore))
+        return "restored" if restore else "restarted"
+
+
+class Bench:
+    """A guard, and what came of it."""
+
+    def __init__(self, *, recipe: dict[str, float], **traits: Any) -> None:
+        FakeEnforcer.made.clear()
+        traits.setdefault("enforcers", [FakeEnforcer])
+        self.manager = FakeManager(recipe)
+        self.events = Events()
+        self.edge = Edge()
+        self.guard = Guard(self.manager, KernelLimits(**traits), self.edge, self.events)
+        self.enforcer = FakeEnforcer.made[0]
+        self.trees: list[int] = []
+
+    async def start(self, kernel_id: str, pid: int, **used: float) -> FakeKernel:
+        kernel = self.manager.setdefault(kernel_id, FakeKernel())
+        self.enforcer.used[pid] = used
+        await self.guard.hold(kernel_id, "python3", pid)
+        return kernel
+
+    async def look(self) -> None:
+        """One look, and all that comes of it; the guard's own loop does not run."""
+        watched = self.guard._watched()
+        await self.guard._look(watched)
+        await self.settle()
+
+    async def settle(self) -> None:
+        while self.guard._acts:
+            await asyncio.gather(*self.guard._acts, return_exceptions=True)
+
+    def told(self, kernel_id: str = "k") -> list[str]:
+        return [
+            event.facts.get("outcome") or event.type for event in self.events.recent if event.kernel_id == kernel_id
+        ]
+
+
+@pytest.fixture
+def kp_bench(monkeypatch):
+    """Makes a bench: `kp_bench(memory=100)` is the limit of the recipe, other names are traits."""
+    made: list[Bench] = []
+
+    def make(recipe: dict[str, float] | None = None, **traits: Any) -> Bench:
+        bench = Bench(recipe=recipe if recipe is not None else {"memory": 100}, **traits)
+        monkeypatch.setattr(consequences, "end_tree", lambda pid, others: bench.trees.append(pid) or True)
+        monkeypatch.setattr(bench.guard, "_wake", lambda: None)
+        made.append(bench)
+        return bench
+
+    return make
+
+
+async def test_kernel_is_warned_interrupted_given_time_and_ended(kp_bench, monkeypatch):
+    bench = kp_bench(grace=5.0)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    kernel = await bench.start("k", 10, memory=85)
+    await bench.look()
+    await bench.look()
+    assert bench.told() == ["warned"]
+    bench.enforcer.used[10]["memory"] = 105
+    await bench.look()
+    await bench.look()
+    assert (bench.told(), kernel.interrupts) == (["warned", "interrupted"], 1)
+    clock[0] += 5.0
+    await bench.look()
+    assert bench.told() == ["warned", "interrupted", "killed", "dead"]
+    assert bench.trees == [10]
+    assert (kernel.execution_state, kernel.reason) == ("dead", "memory limit: 105 bytes used, 100 bytes allowed")
+    assert kernel.stays_dead_for is bench.guard.breaches["k"]
+    assert bench.manager.brought_back == []
+    assert bench.edge.unread["k"], "a client that comes later is told"
+
+
+async def test_enforcer_that_fails_keeps_no_other_from_being_heard(kp_bench, caplog):
+    bench = kp_bench(enforcers=[OtherEnforcer, FakeEnforcer], open_files=200)
+    bench.enforcer = FakeEnforcer.made[1]
+    FakeEnforcer.made[0].fails = RuntimeError("broken")
+    await bench.start("k", 10, memory=500)
+    await bench.look()
+    assert bench.trees == [10]
+    assert "Enforcer other could not read" in caplog.text
+
+
+async def test_kernel_that_can_not_be_judged_keeps_no_other_from_being_judged(kp_bench, caplog):
+    bench = kp_bench()
+    await bench.start("a", 10, memory="much")
+    await bench.start("b", 20, memory=500)
+    await bench.look()
+    assert bench.trees == [20]
+    assert "Kernel a" in caplog.text
+
+
+async def test_loop_goes_on_after_a_failing_look_and_ends_with_the_last_kernel(kp_bench, monkeypatch, caplog):
+    bench = kp_bench(interval=0.05)
+    monkeypatch.undo()  # its own loop runs
+    await bench.start("k", 10, memory=1)
+    bench.enforcer.fails = RuntimeError("broken")
+    while bench.enforcer.reads < 3:
+        await asyncio.sleep(0.01)
+    assert not bench.guard._task.done()
+    bench.guard.forget("k")
+    await asyncio.wait_for(bench.guard._task, 5)
+    await bench.settle()
+    assert bench.enforcer.gone == ["k"]
+
+
+async def test_kernel_that_was_replaced_while_it_was_read_is_not_judged_by_its_predecessor(kp_bench):
+    bench = kp_bench()
+    loop, kernel = asyncio.get_running_loop(), await bench.start("k", 10, memory=500)
+
+    def replace() -> None:
+        bench.enforcer.on_read = None
+        asyncio.run_coroutine_threadsafe(bench.start("k", 11, memory=5), loop).result(5)
+
+    bench.enforcer.on_read = replace
+    await bench.look()
+    assert (bench.trees, bench.told(), kernel.execution_state) == ([], [], "busy")
+    await bench.look()
+    assert bench.told() == []
+
+
+async def test_kernel_that_was_replaced_between_judgement_and_act_is_left_alone(kp_bench):
+    bench = kp_bench()
+    kernel = await bench.start("k", 10, memory=500)
+    watched = bench.guard._watched()
+    await bench.guard._look(watched)  # what comes of it has not begun
+    await bench.start("k", 11, memory=5)
+    await bench.settle()
+    assert (bench.trees, kernel.stays_dead_for) == ([], None)
+
+
+@pytest.mark.parametrize("used", [85, 105, 500])
+async def test_kernel_that_was_shut_down_meanwhile_is_passed_over_in_silence(kp_bench, caplog, used):
+    bench = kp_bench()
+    await bench.start("k", 10, memory=used)
+    await bench.guard._look(bench.guard._watched())
+    del bench.manager["k"]
+    bench.guard.forget("k")
+    await bench.settle()
+    assert (bench.told(), bench.trees, caplog.text) == ([], [], "")
+    assert "k" not in bench.guard.breaches
+    assert bench.guard._readings == {}
+
+
+async def test_two_breaches_at_once_end_the_kernel_once(kp_bench):
+    bench = kp_bench({"memory": 100, "processes": 10}, on_breach="restart")
+    await bench.start("k", 10, memory=500, processes=50)
+    await bench.look()
+    await bench.look()
+    assert bench.told() == ["killed"]
+    assert bench.manager.brought_back == [("k", False)]
+    assert bench.guard.breaches["k"].outcome == "restarted"
+
+
+async def test_user_who_restarts_while_it_is_ended_has_a_clean_slate(kp_bench, monkeypatch):
+    bench = kp_bench(on_breach="restart")
+    kernel = await bench.start("k", 10, memory=500)
+    ending, go_on = threading.Event(), threading.Event()
+
+    def end(pid: int, others: Any) -> bool:
+        ending.set()
+        return go_on.wait(5)
+
+    monkeypatch.setattr(consequences, "end_tree", end)
+    await bench.guard._look(bench.guard._watched())
+    await asyncio.to_thread(ending.wait, 5)
+    await bench.start("k", 11, memory=5)
+    kernel.stays_dead_for = None  # as the manager does, once it is held
+    go_on.set()
+    await bench.settle()
+    assert (kernel.execution_state, kernel.stays_dead_for) == ("busy", None)
+    assert bench.manager.brought_back == []
+    await bench.look()
+    assert bench.told() == ["killed"]
+
+
+async def test_restarted_kernel_is_warned_anew(kp_bench):
+    bench = kp_bench()
+    await bench.start("k", 10, memory=85)
+    await bench.look()
+    await bench.start("k", 11, memory=85)
+    await bench.look()
+    assert bench.told() == ["warned", "warned"]
+
+
+async def test_kernel_that_can_not_be_brought_back_is_declared_dead(kp_bench, caplog):
+    bench = kp_bench(on_breach="restore")
+    bench.manager.cannot = RuntimeError("no process")
+    await bench.start("k", 10, memory=500)
+    await bench.look()
+    assert bench.told() == ["killed", "dead"]
+
+
+async def test_on_breach_restore_asks_for_the_checkpoint(kp_bench):
+    bench = kp_bench(on_breach="restore")
+    await bench.start("k", 10, memory=500)
+    await bench.look()
+    assert bench.manager.brought_back == [("k", True)]
+    assert bench.guard.breaches["k"].outcome == "restored"
+
+
+async def test_end_by_the_operating_system_is_explained_once_and_the_kernel_stays_dead(kp_bench):
+    bench = kp_bench()
+    kernel = await bench.start("k", 10, memory=50)
+    assert not await bench.guard.explain_end("k"), "no limit was the cause"
+    bench.enforcer.cause = "memory"
+    assert await bench.guard.explain_end("k")
+    assert (kernel.stays_dead_for.limit, bench.told()) == ("memory", ["killed", "dead"])
+    assert not await bench.guard.explain_end("k")
+
+
+# -- changes ----------------------------------------------------------------------------------------
+
+
+async def test_change_that_fails_leaves_the_limits_as_they_were(kp_bench):
+    bench = kp_bench()
+    await bench.start("k", 10, memory=50)
+    bench.enforcer.refuses = NotEnforceable("no")
+    with pytest.raises(NotEnforceable):
+        await bench.guard.change("k", {"memory": 60})
+    assert bench.guard.allowance_of("k").memory == 100
+    with pytest.raises(Loosens):
+        await bench.guard.change("k", {"memory": 200})
+
+
+async def test_of_two_changes_at_once_the_second_can_not_loosen_the_first(kp_bench):
+    bench = kp_bench()
+    await bench.start("k", 10, memory=5)
+    first = asyncio.create_task(bench.guard.change("k", {"memory": 30}))
+    await asyncio.sleep(0)
+    with pytest.raises(Loosens):
+        await bench.guard.change("k", {"memory": 50})
+    await first
+    assert bench.guard.allowance_of("k").memory == 30
+
+
+async def test_change_of_the_recipe_holds_from_the_next_process_on(kp_bench):
+    bench = kp_bench()
+    await bench.start("k", 10, memory=50)
+    bench.manager.limits = (("memory", 20),)
+    await bench.look()
+    assert bench.told() == [], "its enforcers were told of 100"
+    await bench.start("k", 11, memory=50)
+    await bench.look()
+    assert bench.told() == ["killed", "dead"]
+
+
+async def test_kernel_that_can_not_be_held_is_not_watched(kp_bench):
+    bench = kp_bench()
+    bench.enforcer.refuses = NotEnforceable("no")
+    with pytest.raises(NotEnforceable):
+        await bench.start("k", 10, memory=500)
+    await bench.look()
+    assert bench.trees == []
+
+
+async def test_enforcers_know_nothing_of_kernels_without_limits(kp_bench):
+    bench = kp_bench({})
+    await bench.start("k", 10, memory=500)
+    bench.guard.forget("k")
+    await bench.settle()
+    assert (bench.enforcer.held, bench.enforcer.gone, bench.guard._watched()) == ([], [], {})
+
+
+async def test_close_reaches_every_enforcer(kp_bench):
+    bench = kp_bench(enforcers=[OtherEnforcer, FakeEnforcer])
+    FakeEnforcer.made[0].close = lambda: 1 / 0
+    await bench.guard.close()
+    assert FakeEnforcer.made[1].closed == 1
+
+
+# -- processor and sums -----------------------------------------------------------------------------
+
+
+async def test_slowing_down_is_told_once_until_it_was_quiet(kp_bench, monkeypatch):
+    bench = kp_bench({"cpu": 0.5})
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    await bench.start("k", 10, cpu=1.0)
+    await bench.look()
+    for pauses in (5, 10, 15):
+        bench.enforcer.pauses[10] = pauses
+        await bench.look()
+    assert bench.told() == ["throttled"]
+    clock[0] += 60
+    await bench.look()
+    bench.enforcer.pauses[10] = 20
+    await bench.look()
+    assert bench.told() == ["throttled", "throttled"]
+
+
+async def test_sum_that_is_crossed_ends_the_one_that_uses_most_and_says_so(kp_bench):
+    bench = kp_bench({}, total_memory=1000)
+    await bench.start("small", 10, memory=400)
+    large = await bench.start("large", 20, memory=900)
+    assert bench.enforcer.exact
+    await bench.look()
+    await bench.look()
+    assert bench.trees == [20]
+    assert large.reason == "memory limit of all kernels: 1.27 KB used together, 1000 bytes allowed"
+    assert (bench.told("small"), bench.told("large")) == ([], ["killed", "dead"])
+
+
+async def test_cores_that_kernels_use_together_are_shared_and_given_back(kp_bench):
+    bench = kp_bench({}, total_cpu=1.0)
+    await bench.start("a", 10, cpu=1.0)
+    await bench.start("b", 20, cpu=1.0)
+    await bench.look()
+    assert [(pid, held.cpu) for pid, held in bench.enforcer.held[-2:]] == [(10, 0.5), (20, 0.5)]
+    assert bench.guard.allowance_of("a").cpu == 0, "it is no limit of its own"
+    bench.enforcer.used = {10: {"cpu": 0.0}, 20: {"cpu": 0.1}}
+    bench.guard.sums._slowed.clear()  # as after a while
+    await bench.look()
+    assert [(pid, held.cpu) for pid, held in bench.enforcer.held[-2:]] == [(10, 0.0), (20, 0.0)]
+
+
+def test_sum_that_nothing_enforces_is_refused(kp_bench):
+    with pytest.raises(NotEnforceable, match=r"KernelLimits\.total"):
+        kp_bench({}, total_memory=1000, enforcers=[OtherEnforcer])
