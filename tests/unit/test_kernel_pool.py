@@ -73,7 +73,7 @@ def claim(pool: KernelPool, recipe: RecipePool, **request) -> asyncio.Task:
         ({"parallel_starts": 0}, ["parallel_starts", "0", "1"]),
         ({"claim_timeout": 0}, ["claim_timeout", "0.1"]),
         ({"max_warm_age": 0}, ["max_warm_age", "1"]),
-        ({"recipes": {"ir": {"wam": 1}}}, ["'ir'", "'wam'", "preload, sandbox, warm, writable"]),
+        ({"recipes": {"ir": {"wam": 1}}}, ["'ir'", "'wam'", "preload, recovery, sandbox, warm, writable"]),
         ({"recipes": {"ir": {"warm": -1}}}, ["'ir'", "warm = -1", "0 or more"]),
         ({"recipes": {"ir": {"warm": True}}}, ["'ir'", "warm = True", "0 or more"]),
         ({"recipes": {"ir": {"max": 1.5}}}, ["'ir'", "max = 1.5", "whole number"]),
