@@ -120,7 +120,7 @@ class Chronicle:
         if not (execution.shown or execution.limit or execution.lost):
             return  # what a front end runs by itself, or what was given up before it began
         life = self._lives.get(kernel_id, Life())
-        outcome = outcome_of(execution, died=life.restarted is not None and life.restarted[0] in BY_ITSELF)
+        outcome = outcome_of(execution, life.restarted[0] if life.restarted is not None else "")
         seconds = execution.ran(time.monotonic())
         metrics.EXECUTION.labels(outcome=outcome).observe(seconds)
         metrics.OUTPUT.observe(execution.output)
@@ -156,13 +156,13 @@ class Chronicle:
         return self._lives.setdefault(kernel_id, Life())
 
 
-def outcome_of(execution: Execution, *, died: bool) -> str:
-    """How the execution ended; *died*: with its process, which ended by itself.
+def outcome_of(execution: Execution, restarted: str = "") -> str:
+    """How the execution ended; *restarted* is why its process is being replaced meanwhile, if it is.
 
     An error in the user's code is a result (`error`), and no failure of anybody else's.
     """
     if execution.limit:
         return "timeout" if execution.limit == "execution_timeout" else "killed"
-    if execution.lost:
-        return "died" if died else "cancelled"
+    if execution.lost or (execution.failed and restarted):  # a restart interrupts first, which may be heard or not
+        return "died" if restarted in BY_ITSELF else "cancelled"
     return "error" if execution.failed else "ok"

@@ -67,7 +67,7 @@ def follow(server: Server, query: str = "", last: str | None = None) -> Iterator
 
 
 def _read(connection: socket.socket, heard: Heard) -> None:
-    with connection.makefile("rb") as stream:
+    with contextlib.suppress(ConnectionResetError), connection.makefile("rb") as stream:
         assert stream.readline().split()[1] == b"200"
         while stream.readline().strip():
             pass

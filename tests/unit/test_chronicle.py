@@ -206,6 +206,15 @@ def test_a_cell_that_was_lost_with_its_process_ended_for_what_ended_that_and_nev
     assert "idle" not in told.types
 
 
+def test_a_cell_that_a_restart_interrupts_is_cancelled_whether_or_not_that_is_heard(told):
+    before = outcomes()
+    told.cell("busy")
+    told.chronicle.restarts("k", "asked")
+    told.cell(None, "error")
+    told.cell("idle")
+    assert new_outcomes(before) == ["cancelled"]
+
+
 @pytest.mark.parametrize("limit, ended", [("memory", "killed"), ("execution_timeout", "timeout")])
 def test_a_cell_whose_kernel_was_ended_for_a_limit_ended_for_that(told, limit, ended):
     before = outcomes()
@@ -216,7 +225,7 @@ def test_a_cell_whose_kernel_was_ended_for_a_limit_ended_for_that(told, limit, e
 
 
 def test_an_error_of_the_user_is_blamed_on_nobody():
-    assert outcome_of(Execution({}, 0.0, failed=True), died=False) == "error"
+    assert outcome_of(Execution({}, 0.0, failed=True)) == "error"
 
 
 # -- counted ----------------------------------------------------------------------------------------
