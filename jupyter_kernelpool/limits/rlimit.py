@@ -38,12 +38,14 @@ class RlimitEnforcer(Enforcer):
         return {}
 
     def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        limited = self._allowed.get(subject.kernel_id, (0, 0))[0] == subject.pid
         self.let_go(subject.kernel_id)
-        if "open_files" not in limits or not allowance.open_files:
+        if "open_files" not in limits or not (allowance.open_files or limited):
             return
+        wanted = allowance.open_files or _own_limit()
         for pid in [one.pid for one in scan().tree(subject.pid)] or [subject.pid]:
             try:
-                _set_limit(pid, allowance.open_files)
+                _set_limit(pid, wanted)
             except ProcessLookupError:
                 continue
             except (OSError, ValueError) as error:
@@ -51,7 +53,8 @@ class RlimitEnforcer(Enforcer):
                 raise NotEnforceable(
                     f"open_files = {allowance.open_files} can't be enforced: {error}", limit="open_files", needed=needed
                 ) from error
-        self._allowed[subject.kernel_id] = (subject.pid, allowance.open_files)
+        if allowance.open_files:
+            self._allowed[subject.kernel_id] = (subject.pid, allowance.open_files)
 
     def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
         found = {}
@@ -77,6 +80,13 @@ class RlimitEnforcer(Enforcer):
         except (OSError, ValueError):  # it has ended, or the hard limit has no room for that
             return
         (self._reserve_given.discard if given else self._reserve_given.add)(kernel_id)
+
+
+def _own_limit() -> int:
+    """The server's, which kernels have where nothing else is said."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _set_limit(pid: int, wanted: int) -> None:

@@ -246,23 +246,24 @@ def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_li
 
 
 @pytest.mark.parametrize("code", [SPINS, SPINS_IN_PROCESSES, SPINS_IN_THREADS], ids=["loop", "processes", "threads"])
+# Low limits: on a machine that does other things, too, a hog may not get more anyway.
 def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server, code: str) -> None:
-    kernel = limited(kp_limiting, cpu=0.25)
+    kernel = limited(kp_limiting, cpu=0.1)
     pid = pid_of(kp_limiting, kernel)
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         request = page.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
-        eventually(lambda: cores_of(pid, 0.2) > 0.2, "it computes")
-        assert cores_of(pid, 10) <= 0.25 * 1.04
+        eventually(lambda: cores_of(pid, 0.5) > 0.05, "it computes")
+        assert cores_of(pid, 10) <= 0.1 * 1.1
         eventually(lambda: heard.of(kernel, "throttled"), "it is told")
         began = time.monotonic()
         page.ask("kernel_info_request", {}, "control")
         assert time.monotonic() - began < 3
         assert kp_limiting.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
-        reply, _ = page.until_idle(request)
+        reply, _ = page.until_idle(request, 90)
         assert reply["ename"] == "KeyboardInterrupt"
         assert_runs_freely(pid)
     assert len(heard.of(kernel, "throttled")) == 1
-    assert heard.of(kernel, "throttled")[0]["allowed"] == 0.25
+    assert heard.of(kernel, "throttled")[0]["allowed"] == 0.1
     assert kp_limiting.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
     eventually(lambda: not session_of(pid), "nothing is left of it")
 
@@ -286,14 +287,14 @@ def test_looser_limit_frees_a_hog_at_once_and_stopping_the_server_leaves_nothing
     pid, path = pid_of(server, kernel), f"/kernelpool/v1/kernels/{kernel}"
     with browser(server, kernel) as page:
         page.send("execute_request", {"code": SPINS, "silent": False, "allow_stdin": False})
-        eventually(lambda: cores_of(pid, 0.5) > 0.2, "it computes")
+        eventually(lambda: cores_of(pid, 0.5) > 0.1, "it computes")
         for _ in range(2):
-            assert server.call(path, "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
-            eventually(lambda: cores_of(pid, 2) < 0.06, "it is slowed down")
+            assert server.call(path, "PATCH", {"limits": {"cpu": 0.02}})[0] == 200
+            eventually(lambda: cores_of(pid, 2) < 0.04, "it is slowed down")
             assert server.call(path, "PATCH", {"limits": {"cpu": None}})[0] == 200
-            assert cores_of(pid, 1) > 0.15
-        assert server.call(path, "PATCH", {"limits": {"cpu": 0.05}})[0] == 200
-        eventually(lambda: cores_of(pid, 1) < 0.1, "it is slowed down again")
+            assert cores_of(pid, 2) > 0.06
+        assert server.call(path, "PATCH", {"limits": {"cpu": 0.02}})[0] == 200
+        eventually(lambda: cores_of(pid, 2) < 0.04, "it is slowed down again")
     began = time.monotonic()
     server.stop()
     assert time.monotonic() - began < 20
@@ -388,7 +389,7 @@ def test_sum_of_all_kernels_ends_the_one_that_uses_most(kp_start_limiting: Calla
 
 
 def test_cores_of_all_kernels_are_shared(kp_start_limiting: Callable[..., Server]) -> None:
-    server = kp_start_limiting("--KernelLimits.total_cpu=0.6")
+    server = kp_start_limiting("--KernelLimits.total_cpu=0.1")
     server.wait_warm()
     kernels = [server.start_kernel() for _ in range(2)]
     pids = [pid_of(server, kernel) for kernel in kernels]
@@ -396,10 +397,10 @@ def test_cores_of_all_kernels_are_shared(kp_start_limiting: Callable[..., Server
         for kernel in kernels:
             page = stack.enter_context(browser(server, kernel))
             page.send("execute_request", {"code": SPINS, "silent": False, "allow_stdin": False})
-        eventually(lambda: cores_of(pids[0], 0.5) < 0.45 and cores_of(pids[1], 0.5) < 0.45, "both are slowed down")
+        eventually(lambda: sum(cores_of(pid, 1) for pid in pids) < 0.13, "both are slowed down")
         time.sleep(2)
         both = [cores_of(pid, 4) for pid in pids]
-        assert all(0.15 < cores < 0.4 for cores in both), both
+        assert all(0.02 < cores < 0.08 for cores in both), both
         assert server.call(f"/api/kernels/{kernels[1]}/interrupt", "POST")[0] == 204
         time.sleep(2)
-        assert cores_of(pids[0], 4) <= 0.63
+        assert 0.06 < cores_of(pids[0], 4) < 0.12

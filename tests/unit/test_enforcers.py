@@ -158,6 +158,15 @@ def test_open_files_are_limited_for_the_whole_tree_and_can_be_raised_again(kp_sp
         assert (soft, hard) == (200, 200 if rlimit._may_raise() else before[1])
 
 
+def test_limit_on_open_files_that_is_lifted_leaves_what_the_server_has(kp_spawn):
+    enforcer, pid = RlimitEnforcer(0.1), kp_spawn("print('ready'); input()").pid
+    subject = Subject("k", pid)
+    enforcer.hold(subject, Allowance(open_files=200), ALL)
+    enforcer.hold(subject, Allowance(), ALL)
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert enforcer.read([subject], NONE) == {}
+
+
 def test_kernel_that_has_no_file_left_gets_a_reserve_which_is_taken_back(kp_spawn):
     enforcer = RlimitEnforcer(0.1)
     process = kp_spawn("""

@@ -40,7 +40,7 @@ class FakeEnforcer(Enforcer):
         self.refuses: Exception | None = None
         self.reads = 0
         self.on_read: Any = None
-        self.cause: str | None = None
+        self.cause: tuple[str, float] | None = None
         self.made.append(self)
 
     def prepare(self) -> dict[str, str]:
@@ -63,7 +63,7 @@ class FakeEnforcer(Enforcer):
             if one.pid in self.used
         }
 
-    def why_ended(self, subject: Subject) -> str | None:
+    def why_ended(self, subject: Subject) -> tuple[str, float] | None:
         return self.cause
 
     def end(self, subject: Subject) -> bool:
@@ -119,6 +119,9 @@ class FakeManager(dict[str, FakeKernel]):
 
     def get_kernel(self, kernel_id: str) -> FakeKernel:
         return self[kernel_id]
+
+    def guard_groups(self, leaves: dict[str, str]) -> None:
+        assert leaves == {}
 
     async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
         if self.cannot is not None:
@@ -331,7 +334,7 @@ async def test_end_by_the_operating_system_is_explained_once_and_the_kernel_stay
     bench = kp_bench()
     kernel = await bench.start("k", 10, memory=50)
     assert not await bench.guard.explain_end("k"), "no limit was the cause"
-    bench.enforcer.cause = "memory"
+    bench.enforcer.cause = ("memory", 130.0)
     assert await bench.guard.explain_end("k")
     assert (kernel.stays_dead_for.limit, bench.told()) == ("memory", ["killed", "dead"])
     assert not await bench.guard.explain_end("k")
@@ -394,6 +397,8 @@ async def test_close_reaches_every_enforcer(kp_bench):
     bench = kp_bench(enforcers=[OtherEnforcer, FakeEnforcer])
     FakeEnforcer.made[0].close = lambda: 1 / 0
     await bench.guard.close()
+    assert FakeEnforcer.made[1].closed == 0, "kernels still end, each as it is held"
+    await bench.guard.let_all_go()
     assert FakeEnforcer.made[1].closed == 1
 
 

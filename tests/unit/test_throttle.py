@@ -73,13 +73,13 @@ def until(condition, timeout: float = 60.0) -> None:
 def test_hog_averages_at_most_its_cores(kp_spawn, kp_throttle, code):
     pid = kp_spawn(code)
     until(lambda: cpu(pid) > 0.2)
-    kp_throttle.slow_down("k", pid, 0.3)
+    kp_throttle.slow_down("k", pid, 0.05)
     began, before = time.monotonic(), cpu(pid)
     time.sleep(4)
     average = (cpu(pid) - before) / (time.monotonic() - began)
-    assert average <= 0.3 * 1.5  # ./dev bench is stricter: here the throttle shares two cores with other tests
-    assert average >= 0.03
-    assert kp_throttle.pauses("k") > 10
+    assert average <= 0.05 * 1.5  # ./dev bench is stricter: here the throttle shares two cores with other tests
+    assert average >= 0.01
+    assert kp_throttle.pauses("k") > 2
 
 
 @pytest.mark.parametrize("ends_it", ["let_go", "change", "close"])
@@ -98,10 +98,10 @@ def test_nothing_is_left_paused_whatever_ends_it(kp_spawn, kp_throttle, ends_it)
 
 def test_tree_that_wants_no_more_goes_on_and_the_thread_ends(kp_spawn, kp_throttle):
     pid = kp_spawn(
-        "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+        "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass\ntime.sleep(60)"
     )
     until(lambda: cpu(pid) > 0.2)
-    kp_throttle.slow_down("k", pid, 0.2)
+    kp_throttle.slow_down("k", pid, 0.05)
     until(lambda: kp_throttle.pauses("k") > 0)
     until(lambda: not kp_throttle.slowed)
     assert states(pid) == "S"
@@ -114,7 +114,7 @@ def test_what_its_user_stopped_stays_stopped(kp_spawn, kp_throttle):
     child = next(one.pid for one in scan().tree(pid) if one.pid != pid)
     os.kill(child, signal.SIGSTOP)
     until(lambda: read_stat(child).state == "T")
-    kp_throttle.slow_down("k", pid, 0.3)
+    kp_throttle.slow_down("k", pid, 0.05)
     until(lambda: kp_throttle.pauses("k") > 3)
     kp_throttle.let_go("k")
     assert (read_stat(child).state, read_stat(pid).state) != ("T", "T")
