@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
+from traitlets.config import LoggingConfigurable
 
 from jupyter_kernelpool import errors, metrics
 from jupyter_kernelpool.alerts import HINTS
@@ -29,7 +30,7 @@ MIB = 1024 * 1024
 OWN_TRAITS = [
     (owner, name)
     for owner in (KernelPool, KernelLimits, KernelHealth, KernelCuller, KernelAlerts)
-    for name in sorted(owner.class_own_traits(config=True))
+    for name in sorted(owner.class_traits(config=True).keys() - LoggingConfigurable.class_traits(config=True).keys())
 ]
 NAMES = [f"{owner.__name__}.{name}" for owner, name in OWN_TRAITS]
 
