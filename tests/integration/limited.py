@@ -27,7 +27,10 @@ def options_of(*enforcers: str) -> tuple[str, ...]:
 
 
 # By the name of the enforcer that is to hold memory, cpu and processes: the options of the server.
-ENFORCERS = {"watchdog": options_of("rlimit.RlimitEnforcer", "watchdog.WatchdogEnforcer")}
+ENFORCERS = {
+    "cgroup": options_of("cgroup.CgroupEnforcer", "rlimit.RlimitEnforcer"),
+    "watchdog": options_of("rlimit.RlimitEnforcer", "watchdog.WatchdogEnforcer"),
+}
 
 
 @dataclass
