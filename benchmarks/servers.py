@@ -68,6 +68,16 @@ VARIANTS: Mapping[str, Variant] = {
     "nodelay": Variant(extension=False, extensions={"kp_bench_nodelay": NODELAY}),
     "ours": Variant(extension=True),
     "ours+preload": Variant(extension=True, options=("--KernelPool.preload=numpy", "--KernelPool.preload=pandas")),
+    # Every limit that is measured, and none that an idle kernel comes near.
+    "ours+limits": Variant(
+        extension=True,
+        options=(
+            "--KernelLimits.memory=2G",
+            "--KernelLimits.cpu=0.8",
+            "--KernelLimits.processes=500",
+            "--KernelLimits.open_files=512",
+        ),
+    ),
     # Machines are always busier than 0: nothing is made ahead of demand, while the template lives.
     "ours+empty": Variant(extension=True, options=("--KernelPool.warm=0", "--KernelPool.busy_cores=0"), warm=0),
 }

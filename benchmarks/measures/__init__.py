@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from benchmarks.measures.burst import measure_burst
 from benchmarks.measures.checkpoints import measure_checkpoint, measure_restore, measure_undo_points
 from benchmarks.measures.fork import FORKS
+from benchmarks.measures.limits import measure_limits
 from benchmarks.measures.loop import measure_loop
 from benchmarks.measures.memory import measure_memory
 from benchmarks.measures.restart import measure_restart
@@ -35,6 +36,7 @@ MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
     "loop": measure_loop,
     "burst": measure_burst,
     "scale": measure_scale,
+    "limits": measure_limits,
 }
 
 LARGE = frozenset(name for name in FORKS if not name.endswith("_0.1"))

@@ -41,10 +41,10 @@ async def _at(run: Run, server: Server, kernels: list[str], side: str, live: int
     if not rounds:
         return []
     run.say(f"  scale: to {live} live kernels")
-    await _grow(server, kernels, live)
+    await grow(server, kernels, live)
     await _shrink(server, kernels, live)
     await run.settle(server)
-    busy = await _idle_cpu(server)
+    busy = await idle_cpu(server)
     rows: list[Row] = []
     for number in rounds:
         row = await run.sample(number, side, partial(_claim, server), (server,))
@@ -70,7 +70,8 @@ async def _claim(server: Server) -> Row:
     return row
 
 
-async def _grow(server: Server, kernels: list[str], live: int) -> None:
+async def grow(server: Server, kernels: list[str], live: int) -> None:
+    """Start kernels, some at once, until there are *live* in *kernels*."""
     while len(kernels) < live:
         count = min(AT_ONCE, live - len(kernels))
         kernels += await asyncio.gather(*(server.client.start_kernel() for _ in range(count)))
@@ -83,7 +84,7 @@ async def _shrink(server: Server, kernels: list[str], live: int) -> None:
         await asyncio.gather(*(server.client.delete_kernel(kernel_id) for kernel_id in gone))
 
 
-async def _idle_cpu(server: Server) -> float:
+async def idle_cpu(server: Server) -> float:
     """Cores the server's process (not the pool's supervisor) uses while nothing is asked of it."""
     before, began = _cpu_seconds(server.pid), time.perf_counter()
     await asyncio.sleep(IDLE)
