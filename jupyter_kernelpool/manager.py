@@ -440,10 +440,11 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self._kernel_buffers[kernel_id]["buffer"] = kept
 
     async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
-        """Give the kernel, whose process was ended for a breach, its last checkpoint back, or a fresh process.
+        """Give the kernel, whose process has ended or was ended, its last checkpoint back, or a fresh process.
 
         Returns what came of it: `restored` or `restarted`.
         """
+        kernel: Any = self.get_kernel(kernel_id)
         checkpoints = self.forking.checkpoints_of(kernel_id) if restore else []
         for checkpoint in reversed(checkpoints):
             try:
@@ -451,9 +452,10 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             except KernelPoolError as error:
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue
+            kernel.restarts_for = None
             return "restored"
-        kernel: Any = self.get_kernel(kernel_id)
-        kernel.restarts_for = "limit", str(kernel.stays_dead_for or "")
+        if kernel.restarts_for is None:
+            kernel.restarts_for = "limit", str(kernel.stays_dead_for or "")
         restart: Any = self.restart_kernel
         await restart(kernel_id, now=True)
         return "restarted"

@@ -15,6 +15,7 @@ import pytest
 
 from .browsers import Browser, browser, execution
 from .conftest import Server, eventually
+from .streams import follow
 from .test_health import GRACE, IGNORES_SIGINT, INTERVAL, NEVER_RETURNS, QUICK, SLEEPS_IN_C, TIMEOUT, model, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -109,6 +110,25 @@ def test_a_kernel_that_answers_nothing_is_replaced(server: Server, silent: str) 
         assert model(server, kernel)["pid"] != pid
         assert not alive(pid)
     assert model(server, kernel)["failure_count"] == 1
+
+
+def test_silence_and_recovery_are_told_as_events_in_their_order(server: Server) -> None:
+    with follow(server) as heard:
+        kernel = server.start_kernel()
+        heard.wait_for_event("ready", kernel)
+        pid = model(server, kernel)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        assert heard.wait_for_event("unresponsive", kernel)["cause"] == "stopped"
+        again = heard.wait_for_event("ready", kernel, 2)
+        assert "since it was continued" in again["reason"]
+        with browser(server, kernel) as tab:
+            lost(tab, NEVER_RETURNS)
+        assert heard.wait_for_event("unresponsive", kernel, 2)["cause"] == "wedged"
+        restarted = heard.wait_for_event("restarted", kernel)
+        assert (restarted["cause"], "did not answer (wedged)" in restarted["reason"]) == ("unresponsive", True)
+        names = [name for name in heard.names(kernel) if name not in ("busy", "idle")]
+        life = ["starting", "ready"]
+        assert names == [*life, "unresponsive", "ready", "unresponsive", *life, "restarted"]
 
 
 def test_a_kernel_of_which_nothing_answers_is_hung_and_replaced(server: Server) -> None:
