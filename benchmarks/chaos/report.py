@@ -46,8 +46,8 @@ def make_page(run: Mapping[str, Any], slopes: Iterable[Slope], verdict: Verdict)
 
 def _make_slopes(slopes: Iterable[Slope]) -> str:
     rows = [
-        f"| {one.figure} | {one.first:.0f} | {one.last:.0f} | {one.slope:+.1f} ± {one.error:.1f}{one.unit} | {one.floor:g}"
-        f"{one.unit} | {'leaks' if one.leaks else 'no leak'} |"
+        f"| {one.figure} | {one.first:.0f} | {one.last:.0f} | {one.slope:+.1f} ± {one.error:.1f}{one.unit} "
+        f"| {one.floor:g}{one.unit} | {'leaks' if one.leaks else 'no leak'} |"
         for one in slopes
     ]
     head = "| second half of the run | first | last | slope an hour | allowed in half an hour | |"
