@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results as store
+from benchmarks.chaos.__main__ import main as chaos
 from benchmarks.figures import find_missed
 from benchmarks.measures import LARGE, MEASURES
 from benchmarks.report import make_page
@@ -28,6 +29,7 @@ examples:
   ./dev bench report benchmarks/results/latest.json
                                        make table and plot again from an earlier run
   ./dev bench start --assert           exit with 1 if a ratio is missed
+  ./dev bench chaos --help             no measure: random faults at a steady load, for half an hour
 
 Numbers count as ratios within one run, on a machine that does nothing else meanwhile.
 """
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
         return _report(arguments[1:])
+    if arguments[:1] == ["chaos"]:
+        return chaos(arguments[1:])
     parser = _make_parser()
     options = parser.parse_args(arguments)
     if options.list:

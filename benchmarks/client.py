@@ -45,7 +45,7 @@ class Channels:
         result = ""
         while not (replied and idle):
             frame = await self._read(lost_after if replied else None)
-            header, parent, content = _decode(frame)
+            header, parent, content = decode(frame)
             if parent.get("msg_id") != sent:
                 continue
             kind = header["msg_type"]
@@ -96,7 +96,7 @@ class Channels:
             "allow_stdin": False,
             "stop_on_error": True,
         }
-        await self._connection.write_message(_encode("shell", header, content), binary=True)
+        await self._connection.write_message(encode("shell", header, content), binary=True)
         return message_id
 
     async def _read(self, timeout: float | None) -> bytes:
@@ -186,7 +186,15 @@ class Client:
     @asynccontextmanager
     async def channels(self, kernel_id: str) -> AsyncIterator[Channels]:
         """An open websocket to the kernel, with TCP_NODELAY on this side."""
-        url = f"{self._url}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}"
+        channels = Channels(await self.connect(kernel_id, uuid.uuid4().hex))
+        try:
+            yield channels
+        finally:
+            channels.close()
+
+    async def connect(self, kernel_id: str, session: str) -> WebSocketClientConnection:
+        """As `channels`, but the websocket itself, of the client session *session*."""
+        url = f"{self._url}/api/kernels/{kernel_id}/channels?session_id={session}"
         request = HTTPRequest(
             url.replace("http", "ws", 1),
             headers=self._headers,
@@ -198,11 +206,7 @@ class Client:
             raise RuntimeError(f"the server does not speak {PROTOCOL}")
         if connection.protocol is not None:
             connection.protocol.set_nodelay(True)
-        channels = Channels(connection)
-        try:
-            yield channels
-        finally:
-            channels.close()
+        return connection
 
     async def read_pool(self) -> PoolView | None:
         """What the pool says of itself, or None on a server without one."""
@@ -226,13 +230,15 @@ class Client:
             await asyncio.sleep(0.05)
 
 
-def _encode(channel: str, header: Mapping[str, Any], content: Mapping[str, Any]) -> bytes:
+def encode(
+    channel: str, header: Mapping[str, Any], content: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+) -> bytes:
     """A message in the v1 websocket protocol: offsets, channel and four parts of JSON."""
     parts = [
         channel.encode(),
         json.dumps(header).encode(),
         b"{}",
-        b"{}",
+        json.dumps(metadata or {}).encode(),
         json.dumps(content).encode(),
     ]
     offsets = [8 * (len(parts) + 2)]
@@ -242,7 +248,7 @@ def _encode(channel: str, header: Mapping[str, Any], content: Mapping[str, Any])
     return b"".join([*(number.to_bytes(8, "little") for number in numbers), *parts])
 
 
-def _decode(frame: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def decode(frame: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Header, parent header and content of a v1 frame."""
     count = int.from_bytes(frame[:8], "little")
     offsets = [int.from_bytes(frame[8 * (i + 1) : 8 * (i + 2)], "little") for i in range(count)]

@@ -23,7 +23,7 @@ from tornado.httpclient import HTTPError
 from benchmarks.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 EXTENSION = "jupyter_kernelpool"
 START_TIMEOUT = 60.0
@@ -99,16 +99,22 @@ class Server:
 
 @asynccontextmanager
 async def start_server(
-    variant: str, *, options: tuple[str, ...] = (), extensions: Mapping[str, str] | None = None
+    variant: str,
+    *,
+    options: tuple[str, ...] = (),
+    extensions: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    on_stopped: Callable[[Path], None] | None = None,
 ) -> AsyncIterator[Server]:
     """A running server of *variant*, stopped on the way out, whatever happens.
 
-    *extensions* are further server extensions: module name → source.
+    *extensions* are further server extensions: module name → source; *variables* go to its environment; *on_stopped* is
+    called with the server's folder, before that is removed.
     """
     how = VARIANTS[variant]
     with tempfile.TemporaryDirectory(prefix="kp-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        environment = _make_home(home, how, {**how.extensions, **(extensions or {})})
+        environment = _make_home(home, how, {**how.extensions, **(extensions or {})}) | dict(variables or {})
         port, token = _find_port(), secrets.token_hex(16)
         log = home / "server.log"
         with log.open("wb") as output:
@@ -127,6 +133,8 @@ async def start_server(
             yield Server(client, process.pid, home / "runtime", how.warm)
         finally:
             await _stop(process)
+            if on_stopped is not None:
+                on_stopped(home)
 
 
 def _command(port: int, token: str, root: Path) -> list[str]:

@@ -43,6 +43,7 @@ class Notices:
     session: Any
     kernel_id: str
     write_own: Any
+    _subprotocol: Any = None
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,13 +55,20 @@ class Notices:
         """The server's, if its kernel manager is ours."""
         return getattr(self.multi_kernel_manager, "edge", None)
 
+    def remember_protocol(self) -> None:
+        """To be called while the client is connected."""
+        self._subprotocol = self.subprotocol
+
     @property
     def subprotocol(self) -> Any:
-        """As stock's; connection classes of others have none. None is the protocol of old, in JSON."""
-        try:
-            return self.websocket_handler.selected_subprotocol
-        except Exception:  # not connected, or no more
-            return None
+        """As stock's; others' connection classes have none. None is the protocol of old, in JSON.
+
+        Remembered when the client has gone: what it sent, and was held, would be read in the protocol of old, where the
+        first bytes of v1 ask for gigabytes.
+        """
+        with contextlib.suppress(Exception):  # not connected, or no more
+            self._subprotocol = self.websocket_handler.selected_subprotocol
+        return self._subprotocol
 
     async def connect(self) -> None:
         """As stock; afterwards the client is told of what concerns it."""
@@ -77,8 +85,8 @@ class Notices:
         return super().disconnect()  # type: ignore[misc]
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
-        """As stock; takes note of what is asked for."""
-        if self.edge is not None:
+        """As stock, which leaves out what comes when the client has gone; takes note of what is asked for."""
+        if self.edge is not None and getattr(self, "channels", True):
             with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):  # stock says what is wrong with it
                 self._note_incoming(*read_incoming(self.subprotocol, incoming_msg))
         super().handle_incoming_message(incoming_msg)  # type: ignore[misc]

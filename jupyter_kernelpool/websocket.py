@@ -40,6 +40,7 @@ class Prompt:
     kernel_info_timeout: float
     kernel_id: str
     subprotocol: Any
+    remember_protocol: Any
     log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
@@ -55,6 +56,7 @@ class Prompt:
     def connect(self) -> Any:
         """Called by the websocket handler once the connection is open; it awaits what this returns."""
         self.websocket_handler.set_nodelay(True)
+        self.remember_protocol()
         process = self._process()
         self._subscribed = process  # stock's nudge in `connect` ends when iopub is heard
         if not isinstance(process, Process) or process.serving.done():

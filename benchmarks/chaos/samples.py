@@ -1,0 +1,47 @@
+"""What a server costs at one moment, read from /proc: its processes, open files, memory."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MIB = 1 << 20
+
+
+def belongs(pid: int, runtime: Path) -> bool:
+    """Whether *pid* began with *runtime* in its environment: it is the server with that folder, or below it."""
+    with suppress(OSError):
+        return f"JUPYTER_RUNTIME_DIR={runtime}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def find_processes(runtime: Path) -> list[int]:
+    """Every process of the server with that folder, orphans too; the server itself is one."""
+    return [pid for pid in psutil.pids() if belongs(pid, runtime)]
+
+
+def sample(server: int, supervisor: int | None, runtime: Path) -> dict[str, float]:
+    """The figures now; what can't be read is left out."""
+    below = set(find_processes(runtime)) - {server}
+    with suppress(psutil.Error):
+        below |= {child.pid for child in psutil.Process(server).children(recursive=True)}  # zombies have no environment
+    found: dict[str, float] = {"processes": len(below)}
+    for name, pid in (("server", server), ("supervisor", supervisor)):
+        with suppress(psutil.Error):
+            if pid:
+                process = psutil.Process(pid)
+                memory = process.memory_full_info()
+                found |= {
+                    f"{name}_fds": process.num_fds(),
+                    f"{name}_rss": memory.rss / MIB,
+                    f"{name}_pss": memory.pss / MIB,
+                    f"{name}_threads": process.num_threads(),
+                }
+    return found
+
+
+def find_files(runtime: Path) -> list[Path]:
+    """Connection files and sockets of kernels, which a server that stopped leaves none of."""
+    return sorted(path for path in runtime.iterdir() if path.name.startswith("kernel"))
