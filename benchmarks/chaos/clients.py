@@ -233,7 +233,7 @@ class Person:
     async def _check(self, line: Line, kind: str, began: float, news: int) -> None:
         """The kernel must have the value of before, unless a fault took its state away."""
         execution = await self._run(line, kind, "value")
-        value = line.result(execution)
+        value = await line.result(execution) if execution.outcome == OK else ""
         if execution.outcome == OK and value != str(self.number):
             self._disagree(f"{execution.id} ({kind}): value is {value!r}, not {self.number}", line, began, news)
 
