@@ -214,8 +214,9 @@ def find_tracebacks(log: str) -> list[str]:
     lines = iter(log.splitlines())
     for line in lines:
         if line.lstrip().startswith("Traceback"):
+            deeper = " " * (len(line) - len(line.lstrip()) + 1)
             with suppress(StopIteration):
-                while (line := next(lines)).startswith(" ") or not line.strip():
+                while (line := next(lines)).startswith(deeper) or not line.strip():
                     pass
-                ends[line[:200]] += 1
+                ends[line.strip()[:200]] += 1
     return [f"traceback in the server's log, {count} times: {end}" for end, count in ends.most_common(MOST_TRACEBACKS)]
