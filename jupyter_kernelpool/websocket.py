@@ -130,7 +130,8 @@ class Prompt:
         self._subscribed = self._process()
         held, self._held = self._held, []
         for message in held:
-            super().handle_incoming_message(message)  # type: ignore[misc]
+            with contextlib.suppress(OSError):  # the client has gone meanwhile, and its streams are closed
+                super().handle_incoming_message(message)  # type: ignore[misc]
 
     async def _hear(self, process: Process) -> None:
         """Wait until the iopub of this new connection brings something."""

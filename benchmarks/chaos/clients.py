@@ -89,15 +89,25 @@ class Person:
             line.dead = False
             await self._restart(line)
         if not line.is_open:
+            if await self._is_dead(line):
+                self._leaving = True
+                return False
             await line.open()
         if not line.fresh and not await line.answers(self._patience) and line.is_open and not line.dead:
+            self._leaving = True
+            if await self._is_dead(line):
+                return False
             _, model = await self._house.call("look", "GET", f"/kernelpool/v1/kernels/{line.kernel}")
             self._journal.failures.append(
                 f"{self._journal.now:.1f}: kernel {line.kernel} did not answer within {self._patience:g} s: {model}"
             )
-            self._leaving = True
             return False
         return True
+
+    async def _is_dead(self, line: Line) -> bool:
+        """Whether the server says so, or knows the kernel no more: as a client sees it that lists them."""
+        status, model = await self._house.call("list", "GET", f"/api/kernels/{line.kernel}")
+        return status == 404 or (status == 200 and model["execution_state"] == "dead")
 
     async def _act(self, line: Line) -> None:
         if self.orders:
@@ -233,7 +243,7 @@ class Person:
     async def _check(self, line: Line, kind: str, began: float, news: int) -> None:
         """The kernel must have the value of before, unless a fault took its state away."""
         execution = await self._run(line, kind, "value")
-        value = line.result(execution)
+        value = await line.result(execution) if execution.outcome == OK else ""
         if execution.outcome == OK and value != str(self.number):
             self._disagree(f"{execution.id} ({kind}): value is {value!r}, not {self.number}", line, began, news)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NEWS = ("restarting", "autorestarting", "dead")
 ASK_EVERY = 5.0
+RESULT_WITHIN = 10.0
 
 
 class Line:
@@ -117,8 +118,11 @@ class Line:
         for execution_id in list(self._waiting):
             self._settle(execution_id, outcome)
 
-    def result(self, execution: Execution) -> str:
-        """The text of its result, "" if there was none."""
+    async def result(self, execution: Execution) -> str:
+        """The text of its result, which may come after the reply; "" if there was none."""
+        deadline = asyncio.get_running_loop().time() + RESULT_WITHIN
+        while execution.id not in self._results and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
         return self._results.pop(execution.id, "")
 
     async def _send(

@@ -20,7 +20,7 @@ from benchmarks.chaos.faults import Faults, describe
 from benchmarks.chaos.house import House
 from benchmarks.chaos.journal import Journal
 from benchmarks.chaos.judge import Slope, Verdict, count_outcomes, judge_executions, judge_slopes
-from benchmarks.chaos.samples import find_files, find_processes, sample
+from benchmarks.chaos.samples import describe_processes, find_files, find_processes, sample
 from benchmarks.machine import describe_machine
 from benchmarks.servers import Server, start_server
 
@@ -37,7 +37,7 @@ OPTIONS = (
 )
 SAMPLE_EVERY = 10.0
 SAY_EVERY = 30.0
-REST_WITHIN = 180.0
+REST_WITHIN = 90.0
 GONE_WITHIN = 10.0
 MOST_TRACEBACKS = 10
 
@@ -153,7 +153,9 @@ class Chaos:
                 return
             await asyncio.sleep(1)
         if unknown:
+            # For whoever looks into it: the server is about to stop, and all of it with it.
             self.verdict.left.append(f"{unknown:g} processes more than the pool knows of, with no kernel left")
+            self.verdict.left += await asyncio.to_thread(describe_processes, self._server.runtime)
         self.journal.odd.append(f"the pool did not come to rest within {REST_WITHIN:g} s")
 
 
@@ -212,8 +214,9 @@ def find_tracebacks(log: str) -> list[str]:
     lines = iter(log.splitlines())
     for line in lines:
         if line.lstrip().startswith("Traceback"):
+            deeper = " " * (len(line) - len(line.lstrip()) + 1)
             with suppress(StopIteration):
-                while (line := next(lines)).startswith(" ") or not line.strip():
+                while (line := next(lines)).startswith(deeper) or not line.strip():
                     pass
-                ends[line[:200]] += 1
+                ends[line.strip()[:200]] += 1
     return [f"traceback in the server's log, {count} times: {end}" for end, count in ends.most_common(MOST_TRACEBACKS)]

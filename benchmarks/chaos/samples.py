@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,20 @@ def belongs(pid: int, runtime: Path) -> bool:
 def find_processes(runtime: Path) -> list[int]:
     """Every process of the server with that folder, orphans too; the server itself is one."""
     return [pid for pid in psutil.pids() if belongs(pid, runtime)]
+
+
+def describe_processes(runtime: Path) -> list[str]:
+    """A line for each: number, parent, state, age, threads, what it waits for, its first arguments."""
+    lines = []
+    for pid in find_processes(runtime):
+        with suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            waits = Path(f"/proc/{pid}/wchan").read_text(encoding="ascii")
+            lines.append(
+                f"pid {pid}, of {process.ppid()}, {process.status()}, {time.time() - process.create_time():.0f} s old, "
+                f"{process.num_threads()} threads, {waits}: {' '.join(process.cmdline()[1:4])[:120]}"
+            )
+    return lines
 
 
 def sample(server: int, supervisor: int | None, runtime: Path) -> dict[str, float]:

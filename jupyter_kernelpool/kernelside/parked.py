@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import traceback
 from contextvars import Context
 from typing import Any
 
@@ -38,8 +39,16 @@ class Parked:
             tell_unfit(self._orders, error, "threads")
             os._exit(1)
         manifest = self._inheritance.manifest.as_message()
-        wire.send(self._orders, {"event": "ready", "pid": os.getpid(), "manifest": manifest})
-        return serve_forks(self._orders, self._born)
+        try:
+            wire.send(self._orders, {"event": "ready", "pid": os.getpid(), "manifest": manifest})
+            return serve_forks(self._orders, self._born)
+        except OSError:  # the server let go, or its supervisor was killed
+            os._exit(0)
+        except BaseException:
+            # Not the interpreter's end: what the kernel registered for its own would delete its temporary folders, and
+            # wait for ever for locks that threads of the kernel held.
+            traceback.print_exc()
+            os._exit(1)
 
     def _born(self, orders: socket.socket, order: dict[str, Any]) -> Life:
         try:

@@ -144,5 +144,6 @@ def test_page_says_what_was_found() -> None:
 
 
 def test_tracebacks_in_a_log_are_counted_by_what_ended_them() -> None:
-    log = "fine\nTraceback (most recent call last):\n  File\n    code\nValueError: no\nfine\n" * 2
-    assert find_tracebacks(log) == ["traceback in the server's log, 2 times: ValueError: no"]
+    plain = "fine\nTraceback (most recent call last):\n  File\n    code\nValueError: no\nfine\n"
+    indented = "\n".join(f"    {line}" for line in plain.splitlines())
+    assert find_tracebacks(plain + indented) == ["traceback in the server's log, 2 times: ValueError: no"]
