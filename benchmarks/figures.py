@@ -119,6 +119,33 @@ def _forks() -> list[Figure]:
     return figures
 
 
+def _hub() -> list[Figure]:
+    """An idle server as a hub has hundreds of: what each costs more than a stock one (`more`) counts."""
+    figures = []
+    for when, prefix in (("before its first kernel", "fresh"), ("after its last kernel", "later")):
+        figures += [
+            Figure(
+                f"memory (PSS) of an idle server, preset `hub`, {when}",
+                "hub",
+                (Goal("≤ 10 MB more", "more", Bound.AT_MOST, 10e6),),
+                value=f"{prefix}_memory",
+                unit=Unit.BYTES,
+                floor="more",
+                floor_is="more",
+            ),
+            Figure(
+                f"CPU of the same, {when}",
+                "hub",
+                (Goal("≤ 0.1 % of a core more", "more", Bound.AT_MOST, 0.001),),
+                value=f"{prefix}_cpu",
+                unit=Unit.CORES,
+                floor="more",
+                floor_is="more",
+            ),
+        ]
+    return figures
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure(
         "`POST /api/sessions` → first result",
@@ -222,6 +249,20 @@ FIGURES: tuple[Figure, ...] = (
         floor="quiet",
         floor_is="without it",
     ),
+    Figure(
+        "claim (`POST /api/kernels`) beside a hung kernel, the next warm one hung, too",
+        "hung",
+        (
+            Goal("≤ 1.5 × without", "hung", Bound.AT_MOST, 1.5, under="none", ratio_to="without"),
+            Goal("< 50 ms", "hung", Bound.AT_MOST, 0.050),
+        ),
+        value="claim",
+        stock=None,
+        ours="hung",
+        floor="none",
+        floor_is="without",
+    ),
+    *_hub(),
     Figure(
         "longest block of the event loop while 20 kernels start",
         "loop",

@@ -19,7 +19,7 @@ def write_amount(number: float | None, unit: Unit) -> str:
     if unit is Unit.BYTES:
         return f"{number / 1e6:.1f} MB"
     if unit is Unit.CORES:
-        return f"{number * 100:.1f} %"
+        return f"{number * 100:.{1 if abs(number) >= 0.001 else 2}f} %"
     if number >= 1:
         return f"{number:.2f} s" if number < 10 else f"{number:.1f} s"
     milliseconds = number * 1000

@@ -80,6 +80,12 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     # Machines are always busier than 0: nothing is made ahead of demand, while the template lives.
     "ours+empty": Variant(extension=True, options=("--KernelPool.warm=0", "--KernelPool.busy_cores=0"), warm=0),
+    # Its templates go after seconds, not minutes, and are made on a busy machine, too: what is left is the same.
+    "ours+hub": Variant(
+        extension=True,
+        options=("--KernelPool.preset=hub", "--KernelPool.recipe_idle=10", "--KernelPool.busy_cores=1"),
+        warm=0,
+    ),
 }
 
 

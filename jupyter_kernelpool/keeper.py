@@ -152,8 +152,17 @@ class Keeper:
                 self.log.exception("The kernel pool's keeper stumbled; it goes on")
             unsettled = acted or self._jobs or self.pool.users_starting or self._unfilled()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL if unsettled else QUIET_INTERVAL):
+                async with asyncio.timeout(INTERVAL if unsettled else self._pause()):
                     await self.pool.wake.wait()
+
+    def _pause(self) -> float:
+        """Seconds until the next turn, where nothing is being done: until a round is due, where nothing else is.
+
+        On a server that nobody uses, with neither recipe nor supervisor, each turn costs and brings nothing.
+        """
+        if self.pool.pools or self.pool.supervision.alive:
+            return QUIET_INTERVAL
+        return max(QUIET_INTERVAL, min((each.every for each in self.rounds if each.needed()), default=QUIET_INTERVAL))
 
     def _unfilled(self) -> bool:
         return any(pool.waiting or len(pool.warm) < pool.recipe.settings.warm for pool in self.pool.pools.values())

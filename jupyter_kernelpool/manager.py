@@ -38,7 +38,7 @@ from jupyter_kernelpool.errors import (
     StartsFail,
     SupervisorGone,
 )
-from jupyter_kernelpool.events import Events
+from jupyter_kernelpool.events import Event, Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.health_settings import KernelHealth
@@ -209,6 +209,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.clock = Clock(self, self.guard, self.edge, self.events)
         # After those who hold cells to limits: what a cell ends for is told before its end.
         self.chronicle = Chronicle(self.events, self.edge, self.lookout)
+        self.events.listen(self._note_ready)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
         self.keeper.rounds.append(Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work))
         self.forking = Forking(self)
@@ -242,6 +243,11 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 f'KernelPool.ownership = "user" needs an identity provider that knows its users; with {name} each '
                 "login is another one (set ServerApp.identity_provider_class)"
             )
+
+    def _note_ready(self, event: Event) -> None:
+        """The pool hears when a kernel is up that started cold, too, for it makes nothing beside a user's start."""
+        if event.type == "ready":
+            self.pool.user_start_ended(event.kernel_id)
 
     def _is_unused(self) -> bool:
         """Whether the supervisor has nothing to own, and is not kept ready for what may come."""

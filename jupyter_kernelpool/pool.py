@@ -27,6 +27,8 @@ from jupyter_kernelpool.sandboxing import Sandboxing
 from jupyter_kernelpool.supervision import Supervision
 
 CLAIM_ATTEMPTS = 3
+USERS_START_FOR = 10.0
+"""Seconds that a user's start counts as one, at most: a kernel that started cold is heard only if it has a client."""
 
 
 @dataclass(frozen=True)
@@ -327,9 +329,8 @@ class KernelPool(PoolSettings):
 
     @property
     def users_starting(self) -> int:
-        """Starts of users' kernels that are not ready, for 10 s at most: a kernel without a client says
-        nothing once it is up."""
-        horizon = time.monotonic() - 10
+        """Starts of users' kernels that are not ready, as far as that can be told."""
+        horizon = time.monotonic() - USERS_START_FOR
         self._starting = {key: at for key, at in self._starting.items() if at > horizon}
         return len(self._starting)
 

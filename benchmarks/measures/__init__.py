@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from benchmarks.measures.burst import measure_burst
 from benchmarks.measures.checkpoints import measure_checkpoint, measure_restore, measure_undo_points
 from benchmarks.measures.fork import FORKS
+from benchmarks.measures.hub import measure_hub
+from benchmarks.measures.hung import measure_hung
 from benchmarks.measures.limits import measure_limits
 from benchmarks.measures.loop import measure_loop
 from benchmarks.measures.memory import measure_memory
@@ -37,6 +39,8 @@ MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
     "burst": measure_burst,
     "scale": measure_scale,
     "limits": measure_limits,
+    "hung": measure_hung,
+    "hub": measure_hub,
 }
 
 LARGE = frozenset(name for name in FORKS if not name.endswith("_0.1"))

@@ -47,14 +47,15 @@ async def _at(run: Run, server: Server, kernels: list[str], side: str, live: int
     busy = await idle_cpu(server)
     rows: list[Row] = []
     for number in rounds:
-        row = await run.sample(number, side, partial(_claim, server), (server,))
+        row = await run.sample(number, side, partial(claim, server), (server,))
         rows.append({**row, "live": live, "idle_cpu": busy})
         run.show("scale", number, rows, "claim")
     run.say(f"  scale: idle with {live} kernels, the server uses {busy * 100:.1f} % of a core")
     return rows
 
 
-async def _claim(server: Server) -> Row:
+async def claim(server: Server) -> Row:
+    """Seconds of a POST /api/kernels (`claim`), and on to the first result; the kernel is ended after."""
     client = server.client
     before = await client.read_pool()
     began = time.perf_counter()

@@ -117,6 +117,21 @@ class TestKernelsOfEveryKind:
     def kp_config(self) -> dict[str, Any]:
         return {"warm": 0, "max_warm": 0}
 
+    async def test_pool_gives_way_to_a_cold_start_only_until_the_kernel_is_heard(
+        self, kp_fetch: Any, jp_serverapp: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("jupyter_kernelpool.pool.USERS_START_FOR", 600.0)
+        manager = jp_serverapp.kernel_manager
+        kernel_id = await start_kernel(kp_fetch)
+        assert manager.pool.users_starting == 1
+        client = manager.get_kernel(kernel_id).client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=60)
+            await until(lambda: manager.pool.users_starting == 0)
+        finally:
+            client.stop_channels()
+
     async def test_cold_foreign_and_adopted_kernels_are_listed_page_by_page(
         self, kp_call: Any, kp_fetch: Any, jp_serverapp: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

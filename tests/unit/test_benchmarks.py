@@ -13,6 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import results as store
 from benchmarks.figures import FIGURES, Bound, Figure, Goal, Unit, find_missed, judge
 from benchmarks.measures import LARGE, MEASURES
+from benchmarks.measures.hub import find_more, use_of
 from benchmarks.plot import TIMES, write_tick
 from benchmarks.pool import PoolView, read_pool, was_forked, was_hit
 from benchmarks.report import (
@@ -205,6 +206,8 @@ def test_every_measure_says_what_it_is() -> None:
         (44.12, Unit.SECONDS, "44.1 s"),
         (17_440_000, Unit.BYTES, "17.4 MB"),
         (0.0568, Unit.CORES, "5.7 %"),
+        (0.000093, Unit.CORES, "0.01 %"),
+        (-0.000512, Unit.CORES, "-0.05 %"),
     ],
 )
 def test_amount_is_written_with_its_unit(number: float | None, unit: Unit, expected: str) -> None:
@@ -260,6 +263,50 @@ def test_two_goals_about_one_value_are_judged_apart() -> None:
         "yes, **no**",
     ]
     assert cells(pause)[1:] == ["–", "–", "–", "–", "≤ 5 ms", "?"]
+
+
+def test_idle_server_of_a_hub_is_judged_by_what_it_costs_more() -> None:
+    seen = {"stock": (80e6, 0.0001), "ours": (88e6, 0.0003), "more": (8e6, 0.0002)}
+    rows: list[Row] = [
+        {
+            "round": 0,
+            "side": side,
+            "fresh_memory": memory,
+            "fresh_cpu": cpu,
+            "later_memory": 2 * memory,
+            "later_cpu": cpu,
+        }
+        for side, (memory, cpu) in seen.items()
+    ]
+    fresh, fresh_cpu, later, _ = make_table(results_of("hub", rows)).splitlines()[2:]
+    assert cells(fresh)[1:] == ["80.0 MB", "88.0 MB", "8.0 MB (more)", "–", "≤ 10 MB more", "yes"]
+    assert cells(fresh_cpu)[1:] == ["0.01 %", "0.03 %", "0.02 % (more)", "–", "≤ 0.1 % of a core more", "yes"]
+    assert cells(later)[3:] == ["16.0 MB (more)", "–", "≤ 10 MB more", "**no**"]
+
+
+def test_more_is_the_difference_and_may_be_less() -> None:
+    assert find_more({"memory": 88, "cpu": 0.25}, {"memory": 80, "cpu": 0.5}) == {"memory": 8, "cpu": -0.25}
+
+
+def test_use_counts_processes_that_came_and_leaves_out_those_that_went() -> None:
+    assert use_of({1: 2.0, 2: 1.0}, {1: 2.5, 3: 0.25}) == 0.75
+
+
+def test_claim_beside_a_hung_kernel_is_asserted_as_a_ratio() -> None:
+    rows: list[Row] = [
+        {"round": number, "side": side, "claim": claim}
+        for number in range(3)
+        for side, claim in (("none", 0.010), ("hung", 0.018))
+    ]
+    measured = results_of("hung", rows)
+    assert find_missed(measured["measures"]) == ["hung: 1.80 ×, wanted ≤ 1.5 × without"]
+    assert cells(make_table(measured).splitlines()[-1])[2:] == [
+        "18.0 ms",
+        "10.0 ms (without)",
+        "1.80 × without",
+        "≤ 1.5 × without, < 50 ms",
+        "**no**, yes",
+    ]
 
 
 def test_checkpoints_are_counted_in_the_title() -> None:

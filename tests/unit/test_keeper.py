@@ -13,6 +13,7 @@ from jupyter_kernelpool.decisions import Drain, Host, Launch, Load, Stage
 from jupyter_kernelpool.errors import LaunchFailed, SupervisorGone
 from jupyter_kernelpool.keeper import Keeper, Round, look_at_host
 from jupyter_kernelpool.pool import KernelPool
+from jupyter_kernelpool.supervision import Supervision
 from jupyter_kernelpool.testing import FakeLauncher, FakeSupervision, Outcome, Script, fake_identity, fake_request
 
 CALM = Host(available_memory=1 << 40, busy=0.0)
@@ -276,3 +277,36 @@ async def test_round_that_hangs_is_not_begun_again_nor_waited_for(kp_keeper, kp_
         kp_clock.now += 3
     assert len(gone) == 1
     await kp_keeper.stop()
+
+
+@pytest.mark.parametrize(
+    "has_recipe, is_supervised, is_needed, pause",
+    [
+        (True, False, False, 2.0),
+        (False, True, False, 2.0),
+        (False, False, False, 15.0),
+        (False, False, True, 5.0),
+        (True, True, True, 2.0),
+    ],
+)
+def test_keeper_of_a_server_that_nobody_uses_turns_only_for_its_rounds(
+    kp_keeper, has_recipe, is_supervised, is_needed, pause
+):
+    async def go():
+        pass
+
+    if has_recipe:
+        kp_keeper.pool.recipe_pool(fake_request())
+    if not is_supervised:
+        kp_keeper.pool.supervision = Supervision(logging.getLogger("test"))  # not started
+    kp_keeper.rounds += [Round("always", 15.0, go), Round("in use", 5.0, go, lambda: is_needed)]
+    assert kp_keeper._pause() == pause
+
+
+def test_keeper_never_turns_more_often_than_it_would_at_rest(kp_keeper):
+    async def go():
+        pass
+
+    kp_keeper.pool.supervision = Supervision(logging.getLogger("test"))
+    kp_keeper.rounds.append(Round("often", 0.1, go))
+    assert kp_keeper._pause() == 2.0
