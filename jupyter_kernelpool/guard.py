@@ -17,6 +17,7 @@ from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable
 from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
 from jupyter_kernelpool.events import Events
+from jupyter_kernelpool.ledger import Ledger
 from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.sums import Group, Sums
@@ -25,6 +26,8 @@ MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
 ALL_KERNELS = "all kernels"
 QUICKER = 5.0
+SLOWER = 4.0
+RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
 NEAR = 0.5
 
 log = logging.getLogger("jupyter_kernelpool")
@@ -44,6 +47,9 @@ class Guard:
         self._readings: dict[str, Reading] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
         self.sums = Sums(limits.policy)
+        self._edge = edge
+        self._stirred = asyncio.Event()  # a cell is asked for, or begins
+        edge.on_ledger.append(self._follow)
         self._enforced: set[str] = set()  # kernels of which enforcers know
         self._task: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()
@@ -212,7 +218,29 @@ class Guard:
                 near = await self._look(watched)
             except Exception:
                 log.exception("The guard of kernels' limits stumbled; it goes on")
-            await asyncio.sleep(self.limits.interval / (QUICKER if near else 1.0))
+            await self._pause(near, watched)
+
+    async def _pause(self, near: bool, kernel_ids: Iterable[str]) -> None:
+        """Until the next look: soon while a kernel is near a limit, later while nothing runs in any of them, which
+        ends as soon as a cell is asked for.
+        """
+        self._stirred.clear()
+        await asyncio.sleep(self.limits.interval / (QUICKER if near else 1.0))
+        if near or any(self._is_astir(kernel_id) for kernel_id in kernel_ids):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.interval * (SLOWER - 1.0)):
+                await self._stirred.wait()
+
+    def _is_astir(self, kernel_id: str) -> bool:
+        """Whether a cell runs in the kernel, or it computes all the same."""
+        reading = self._readings.get(kernel_id)
+        computes = reading is not None and reading.used.get("cpu", 1.0) > RESTLESS
+        return computes or bool(self._edge.ledger(kernel_id).executions)
+
+    def _follow(self, _kernel_id: str, ledger: Ledger) -> None:
+        ledger.on_begin.append(lambda _: self._stirred.set())
+        ledger.on_expect.append(self._stirred.set)
 
     def _watched(self) -> dict[str, Subject]:
         return {

@@ -110,7 +110,7 @@ class KernelLimits(LoggingConfigurable):
         min=0.05,
         config=True,
         help="""Seconds between two looks at what kernels use, where memory, processor, processes or files are limited.
-        Five times as often while one is near its limit.""",
+        Five times as often while one is near its limit, a quarter as often while nothing runs in any.""",
     )
     replay = _size(
         """Output that is kept for a client that is away, for each kernel; beyond it the oldest is left out, and that is

@@ -450,3 +450,35 @@ async def test_cores_that_kernels_use_together_are_shared_and_given_back(kp_benc
 def test_sum_that_nothing_enforces_is_refused(kp_bench):
     with pytest.raises(NotEnforceable, match=r"KernelLimits\.total"):
         kp_bench({}, total_memory=1000, enforcers=[OtherEnforcer])
+
+
+async def test_idle_kernels_are_looked_at_seldom_and_at_once_when_a_cell_is_asked_for(kp_bench, monkeypatch):
+    bench = kp_bench(interval=0.05)
+    monkeypatch.undo()  # its own loop runs
+    monkeypatch.setattr("jupyter_kernelpool.guard.SLOWER", 1000.0)  # "seldom" is never, for as long as this takes
+    await bench.start("k", 10, memory=1, cpu=0.0)
+    while bench.enforcer.reads < 1:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
+    seen = bench.enforcer.reads
+    assert seen <= 2
+    header = {"msg_id": "1", "msg_type": "execute_request"}
+    ledger = bench.edge.ledger("k")
+    ledger.heard("status", header, 1, "busy", time.monotonic())
+    while bench.enforcer.reads < seen + 3:
+        await asyncio.sleep(0.01)  # it goes on while the cell runs
+    ledger.heard("status", header, 1, "idle", time.monotonic())
+    bench.guard.forget("k")
+    await bench.guard.close()
+
+
+async def test_kernel_that_computes_though_nothing_runs_in_it_is_looked_at_as_often_as_one_that_runs(
+    kp_bench, monkeypatch
+):
+    bench = kp_bench(interval=0.05)
+    monkeypatch.undo()
+    monkeypatch.setattr("jupyter_kernelpool.guard.SLOWER", 1000.0)
+    await bench.start("k", 10, memory=1, cpu=0.5)
+    while bench.enforcer.reads < 4:
+        await asyncio.sleep(0.01)
+    await bench.guard.close()
