@@ -97,10 +97,10 @@ class Keeper:
     async def turn(self) -> list[Action]:
         """One turn of the loop; returns what it began."""
         now = time.monotonic()
+        self._begin_rounds(now)  # first: they need not look at the host, which may be impossible
         if now - self._looked_at_host > LOOK_AT_HOST_EVERY:
             self._looked_at_host = now
             self._host = await asyncio.to_thread(self._look)
-        self._begin_rounds(now)
         if self.pool.paused or not self.pool.active:
             return []
         self._follow_kernelspecs()
@@ -143,13 +143,17 @@ class Keeper:
         return look_at_host()
 
     async def _run(self) -> None:
+        stumbled = ""
         while True:
             self.pool.wake.clear()
             acted = False
             try:
                 acted = bool(await self.turn())
-            except Exception:
-                self.log.exception("The kernel pool's keeper stumbled; it goes on")
+                stumbled = ""
+            except Exception as error:
+                if repr(error) != stumbled:  # told once, and not each time, for as long as it lasts
+                    stumbled = repr(error)
+                    self.log.exception("The kernel pool's keeper stumbled; it goes on")
             unsettled = acted or self._jobs or self.pool.users_starting or self._unfilled()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL if unsettled else self._pause()):

@@ -235,6 +235,7 @@ class PoolProvisioner(LocalProvisioner):
         await self._limit(successor.pid)
         successor.serving.add_done_callback(lambda done: self._serving(done, successor, began))
         await asyncio.shield(successor.serving)
+        await asyncio.sleep(0)  # it may have served since before it was limited: `_serving` runs in the next turn
         if isinstance(former, Process):
             await asyncio.shield(former.exited)
 
