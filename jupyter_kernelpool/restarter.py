@@ -23,7 +23,8 @@ class PromptRestarter(AsyncIOLoopKernelRestarter):
             return
         self._busy = True
         try:
-            if not await self._stays_dead():
+            # Whoever shuts it down meanwhile, or restarts it, has seen to it: another process would be one too many.
+            if not await self._stays_dead() and not self.kernel_manager.shutting_down:
                 await super().poll()
         finally:
             self._busy = False
