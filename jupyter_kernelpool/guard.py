@@ -42,7 +42,7 @@ class Guard:
         self.on_change: list[Callable[[str], None]] = []  # told the id of a kernel whose limits change
         self._manager = manager
         self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
-        self._allowances: dict[str, Allowance] = {}  # what each process was held to from its beginning
+        self._allowances: dict[str, Allowance] = {}  # what its recipe allowed when it began, or since
         self._subjects: dict[str, Subject] = {}
         self._readings: dict[str, Reading] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
@@ -119,6 +119,33 @@ class Guard:
         for listener in self.on_change:
             listener(kernel_id)
         return changed
+
+    def refuse_change(self, kernel_name: str, changes: dict[str, float]) -> None:
+        """Raise `Loosens`, `NotEnforceable` where kernels of that kernelspec can't be limited so over REST.
+
+        What may not be loosened is what the configuration says: earlier changes over REST can be taken back.
+        """
+        if not self.limits.allow_loosen:
+            self.limits.allowance.changed(dict(self._manager.pool.configured(kernel_name).limits)).tightened(changes)
+        self.refuse_unenforceable(self.allowance_for(kernel_name).changed(changes), f"recipe {kernel_name}")
+
+    async def recipe_changed(self, kernel_name: str) -> None:
+        """Hold the kernels of that kernelspec to its new limits, but for those that have limits of their own."""
+        allowance = self.allowance_for(kernel_name)
+        for subject in list(self._subjects.values()):
+            kernel_id = subject.kernel_id
+            if kernel_id in self._own or kernel_id not in self._manager:
+                continue
+            if self._manager.get_kernel(kernel_id).kernel_name != kernel_name:
+                continue
+            self._allowances[kernel_id] = allowance
+            try:
+                await self._hold(subject)
+            except Exception:  # the others are to have theirs
+                log.warning("Kernel %s could not be held to its recipe's new limits", kernel_id, exc_info=True)
+            for listener in self.on_change:
+                listener(kernel_id)
+        self._wake()
 
     def hold_together(self, find_groups: Callable[[], Iterable[Group]], most: Allowance, whose: str) -> None:
         """From now on judge the sums of the groups that *find_groups*, called at each look, gives.

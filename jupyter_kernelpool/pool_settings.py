@@ -308,6 +308,10 @@ class PoolSettings(LoggingConfigurable):
         """What the configuration, or a later change through REST, says about *kernel_name*."""
         if kernel_name in self.overrides:
             return self.overrides[kernel_name]
+        return self.configured(kernel_name)
+
+    def configured(self, kernel_name: str) -> Settings:
+        """What the configuration says about *kernel_name*, whatever was changed since."""
         return read_settings(kernel_name, self.recipes.get(kernel_name, {}), self._general)
 
     @property
@@ -324,7 +328,10 @@ class PoolSettings(LoggingConfigurable):
         return self.settings_for(kernel_name).sandbox.asked_for
 
     def change_settings(self, kernel_name: str, changes: dict[str, Any]) -> Settings:
-        """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong."""
+        """Change the settings of *kernel_name* at run time; raises `NotValid` and changes nothing if wrong.
+
+        Of `limits` only those that are named change.
+        """
         present = self.settings_for(kernel_name)
         merged: dict[str, Any] = {
             "warm": present.warm, "max": present.max, "preload": list(present.preload),
@@ -334,6 +341,8 @@ class PoolSettings(LoggingConfigurable):
         }  # fmt: skip
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])
+        if isinstance(changes.get("limits"), dict):
+            changes = {**changes, "limits": {**merged["limits"], **changes["limits"]}}
         settings = read_settings(kernel_name, {**merged, **changes}, self._general)
         settings = replace(settings, sandbox=present.sandbox)  # the configuration's alone
         self.overrides[kernel_name] = settings

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from . import wire
+from . import hazards, wire
 from .fork import fork_orphan
 from .lifeline import hold
 from .lives import Life
@@ -28,7 +28,7 @@ from .warm import Warm, as_freshly_spawned
 class Unfit(Exception):
     """This environment, its preloads or its init code cannot be a template; the text says why.
 
-    *kind* is `environment`, `preload`, `init_code` or `threads`.
+    *kind* is `environment`, `preload`, `init_code`, `threads` or `cuda`.
     """
 
     def __init__(self, text: str, kind: str = "environment") -> None:
@@ -85,10 +85,12 @@ def build(settings: dict[str, Any]) -> Any:
     app.build_shell()
     put_threads_away()
     assert_single_threaded()
+    assert_cuda_unused()
     if settings["init_code"]:
         run_init_code(app, settings["init_code"])
         put_threads_away()
         assert_single_threaded("init_code")
+        assert_cuda_unused("init_code")
     app.complete_shell()
     gc.collect()
     gc.freeze()
@@ -150,6 +152,12 @@ def assert_single_threaded(kind: str = "threads") -> None:
     tasks = os.listdir("/proc/self/task")
     if len(tasks) > 1:
         raise Unfit(f"{len(tasks) - 1} threads of a native library are running", kind)
+
+
+def assert_cuda_unused(kind: str = "cuda") -> None:
+    """No fork of a process that initialised CUDA can use it, and asking for a device is enough; else `Unfit`."""
+    if hazards.cuda_is_initialised(hazards.Libraries().paths()):
+        raise Unfit("CUDA is initialised, and does not survive a fork; first use it in the kernel", kind)
 
 
 def versions() -> dict[str, str]:

@@ -49,8 +49,10 @@ class PoolsHandler(KernelPoolHandler):
             raise NotValid(f"recipe = {name!r} must be the name of a kernelspec", field="recipe")
         changes = read_changes(body, SETTINGS | {"launcher"})
         manager = await self.working_manager()
-        refuse_unenforceable(manager, name, changes)
+        manager.guard.refuse_change(name, read_limits_of(name, changes))
         pool = manager.pool.add(await find_request(manager, name), changes)
+        if "limits" in changes:
+            await manager.guard.recipe_changed(name)
         (model,) = await recipe_models(manager, [pool])
         self.reply_created(model, "pools", pool.recipe.name)
 
@@ -77,8 +79,10 @@ class RecipeHandler(KernelPoolHandler):
         changes = read_changes(body, SETTINGS)
         manager = await self.working_manager()
         pool = manager.pool.find(recipe)
-        refuse_unenforceable(manager, pool.recipe.kernel_name, changes)
+        manager.guard.refuse_change(pool.recipe.kernel_name, read_limits_of(pool.recipe.kernel_name, changes))
         await change_recipe(manager.pool, pool, changes, drain=drain)
+        if "limits" in changes:
+            await manager.guard.recipe_changed(pool.recipe.kernel_name)
         (model,) = await recipe_models(manager, [pool])
         self.reply(model)
 
@@ -91,12 +95,9 @@ class RecipeHandler(KernelPoolHandler):
         self.finish()
 
 
-def refuse_unenforceable(manager: PoolingKernelManager, kernel_name: str, changes: dict[str, Any]) -> None:
-    """Raise `NotEnforceable` for limits that can't be held here, before anything is changed."""
-    allowance = manager.guard.allowance_for(kernel_name).changed(
-        dict(read_recipe_limits(kernel_name, changes.get("limits", {})))
-    )
-    manager.guard.refuse_unenforceable(allowance, f"recipe {kernel_name}")
+def read_limits_of(kernel_name: str, changes: dict[str, Any]) -> dict[str, float]:
+    """The limits among *changes*; raises `NotValid`."""
+    return dict(read_recipe_limits(kernel_name, changes.get("limits", {})))
 
 
 def read_changes(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:

@@ -362,6 +362,27 @@ def test_limits_of_a_recipe_hold_for_its_kernels(kp_start_limiting: Callable[...
         assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
 
 
+def test_limits_of_a_recipe_change_for_the_kernels_that_run_but_not_where_one_has_its_own(
+    kp_start_limiting: Callable[..., Server],
+) -> None:
+    server = kp_start_limiting('--KernelPool.recipes={"python3": {"limits": {"memory": "700M", "processes": 300}}}')
+    server.wait_warm()
+    kernel, own = server.start_kernel(), limited(server, memory="600M")
+    path = "/kernelpool/v1/pools/python3"
+    for looser in ({"memory": "701M"}, {"memory": None}):
+        status, refusal = server.call(path, "PATCH", {"limits": looser})
+        assert (status, refusal["code"]) == (422, "loosens"), looser
+    assert server.call(path, "PATCH", {"limits": {"memory": "300M"}})[0] == 200
+    held = model_of(server, kernel)["limits"]
+    assert (held["memory"], held["processes"]) == (300 * MB, 300), "what was not named stays"
+    assert model_of(server, own)["limits"]["memory"] == 600 * MB
+    with browser(server, kernel) as page, browser(server, own) as other:
+        assert other.execute("x = b'x' * (400 << 20); len(x) >> 20") == "400"
+        assert run(page, "x = b'x' * (500 << 20)\nimport time; time.sleep(60)").reply["ename"] == "KernelKilled"
+    assert server.call(path, "PATCH", {"limits": {"memory": "700M"}})[0] == 200, "back to what is configured"
+    assert model_of(server, server.start_kernel())["limits"]["memory"] == 700 * MB
+
+
 def test_limits_are_tightened_and_not_loosened(kp_limiting: Server) -> None:
     kernel = limited(kp_limiting, memory="600M", cpu=1)
     path = f"/kernelpool/v1/kernels/{kernel}"
