@@ -13,7 +13,8 @@ from jupyter_kernelpool.errors import Loosens, NotValid
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", re.IGNORECASE)
 BYTES = ("memory", "output")
-OF_EXECUTIONS = ("execution_timeout", "output")  # what a single one may limit for itself
+OF_EXECUTIONS = ("execution_timeout", "idle_output_timeout", "output")  # what a single one may limit for itself
+SECONDS = ("execution_timeout", "idle_output_timeout")
 COUNTS = ("processes", "open_files")
 LEAST_OPEN_FILES = 128  # a kernel has some sixty for itself, and ends when it can't accept a client
 
@@ -23,12 +24,14 @@ class Allowance:
     """The limits that hold for one kernel. 0 sets none.
 
     *memory* (private to its processes) and *output* (of one execution) in bytes, *cpu* in cores, *execution_timeout*
-    in seconds of one execution, *processes* with threads counted, *open_files* of each process.
+    in seconds of one execution, *idle_output_timeout* in seconds in which it puts out nothing, *processes* with threads
+    counted, *open_files* of each process.
     """
 
     memory: int = 0
     cpu: float = 0.0
     execution_timeout: float = 0.0
+    idle_output_timeout: float = 0.0
     output: int = 0
     processes: int = 0
     open_files: int = 0
@@ -64,7 +67,7 @@ class Allowance:
         for name, value in asked.items() if isinstance(asked, Mapping) else [("limits", asked)]:
             try:
                 if name not in OF_EXECUTIONS:
-                    raise NotValid(f"an execution may limit {' and '.join(OF_EXECUTIONS)}, not {name}")
+                    raise NotValid(f"an execution may limit {', '.join(OF_EXECUTIONS)}, not {name}")
                 allowance = allowance.tightened(read_limits({name: value}))
             except (NotValid, Loosens) as error:
                 refusals.append(f"Limit not heeded: {error}.")
@@ -127,7 +130,7 @@ def human(name: str, value: float) -> str:
             if value >= UNITS[unit]:
                 return f"{value / UNITS[unit]:.4g} {unit.upper()}B"
         return f"{value:g} bytes"
-    return {"cpu": f"{value:.3g} cores", "execution_timeout": f"{value:.4g} s"}.get(name, f"{value:g}")
+    return f"{value:.3g} cores" if name == "cpu" else f"{value:.4g} s" if name in SECONDS else f"{value:g}"
 
 
 @dataclass(frozen=True)

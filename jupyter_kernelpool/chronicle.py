@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from jupyter_kernelpool import metrics
+from jupyter_kernelpool.allowance import SECONDS
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Event, Events
 from jupyter_kernelpool.ledger import Execution, Ledger
@@ -162,7 +163,7 @@ def outcome_of(execution: Execution, restarted: str = "") -> str:
     An error in the user's code is a result (`error`), and no failure of anybody else's.
     """
     if execution.limit:
-        return "timeout" if execution.limit == "execution_timeout" else "killed"
+        return "timeout" if execution.limit in SECONDS else "killed"
     if execution.lost or (execution.failed and restarted):  # a restart interrupts first, which may be heard or not
         return "died" if restarted in BY_ITSELF else "cancelled"
     return "error" if execution.failed else "ok"

@@ -1,5 +1,5 @@
-"""The execution clock: a cell that runs longer than it may is interrupted, and where that does not help its kernel
-is replaced.
+"""The execution clock: a cell that runs longer than it may, or is silent for longer, is interrupted, and where that
+does not help its kernel is replaced.
 
 `overtime` says what comes next for one execution; here it is done, with one timer for each that runs.
 """
@@ -23,6 +23,8 @@ from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.overtime import (
     LEAST_GRACE,
+    RUNNING,
+    SILENT,
     Interrupt,
     Replace,
     Report,
@@ -35,7 +37,7 @@ from jupyter_kernelpool.overtime import (
 )
 from jupyter_kernelpool.process import Process, taking_no_cells
 
-LIMIT = "execution_timeout"
+MEASURES = {RUNNING: "Execution time", SILENT: "Time without output"}
 AT_REST_TIMEOUT = 0.5
 REPORTED_WITHIN = 5.0
 SILENT_AFTER = 1.0  # seconds after which a kernel that does not say that it runs what it was asked to is taken to
@@ -166,24 +168,23 @@ class Clock:
 
     async def _act(self, kernel_id: str, watch: Watch, step: Step) -> None:
         execution, limits = watch.execution, self._guard.limits
-        allowed, seen = (human(LIMIT, value) for value in self._figures(kernel_id, watch))
         match step:
-            case Warn():
-                text = f"Execution time: {seen} of {allowed} used."
+            case Warn(limit):
+                allowed, seen = self._terms(kernel_id, watch).figures(limit, execution, time.monotonic())
+                text = f"{MEASURES[limit]}: {human(limit, seen)} of {human(limit, allowed)} used."
                 self._edge.say(kernel_id, text, execution.header)
-                breach = self._breach(kernel_id, watch, "reported")
-                figures = {"limit": LIMIT, "allowed": breach.allowed, "seen": breach.seen}
-                self._events.emit("warned", kernel_id, now=breach.at, reason=text, **figures)
+                figures = {"limit": limit, "allowed": allowed, "seen": seen}
+                self._events.emit("warned", kernel_id, now=time.time(), reason=text, **figures)
             case Report():
-                text = f"Execution time: {allowed} allowed. It goes on: an interrupt would not reach its subshell."
+                text = f"{self._allows(kernel_id, watch)}. It goes on: an interrupt would not reach its subshell."
                 self._edge.say(kernel_id, text, execution.header)
                 self._guard.consequences.note(kernel_id, self._breach(kernel_id, watch, "reported"))
             case Interrupt(again):
-                execution.limit = LIMIT
+                execution.limit = watch.standing.limit
                 if not again:
                     self._edge.say(
                         kernel_id,
-                        f"Execution time: {allowed} allowed. Interrupted; if that does not help within "
+                        f"{self._allows(kernel_id, watch)}. Interrupted; if that does not help within "
                         f"{max(limits.grace, LEAST_GRACE):g} s, the kernel is {self._future(kernel_id)}.",
                         execution.header,
                     )
@@ -246,30 +247,38 @@ class Clock:
 
     def _terms(self, kernel_id: str, watch: Watch) -> Terms:
         limits = self._guard.limits
+        allowance = self._allowance(kernel_id, watch)
         return Terms(
-            self._allowance(kernel_id, watch).execution_timeout,
+            allowance.execution_timeout,
             limits.warn_at,
             limits.grace,
             reachable=watch.execution.subshell is None,
+            silence=allowance.idle_output_timeout,
         )
 
     def _allowance(self, kernel_id: str, watch: Watch) -> Allowance:
         allowance = self._guard.allowance_of(kernel_id)
         return allowance if watch.asked is None else allowance.for_execution(watch.asked)[0]
 
-    def _figures(self, kernel_id: str, watch: Watch) -> tuple[float, float]:
-        allowed = self._allowance(kernel_id, watch).execution_timeout
-        return allowed, watch.execution.ran(time.monotonic())
+    def _allows(self, kernel_id: str, watch: Watch) -> str:
+        return allows(self._breach(kernel_id, watch, ""))
 
     def _breach(self, kernel_id: str, watch: Watch, outcome: str) -> Breach:
-        allowed, seen = self._figures(kernel_id, watch)
-        return Breach(LIMIT, allowed, seen, time.time(), outcome)
+        """Of the limit that the execution reached. What an interrupt makes it say does not undo its silence."""
+        limit, now = watch.standing.limit, time.monotonic()
+        allowed, seen = self._terms(kernel_id, watch).figures(limit, watch.execution, now)
+        return Breach(limit, allowed, max(seen, allowed), time.time(), outcome)
 
     def _restores(self, kernel_id: str) -> bool:
         return self._guard.limits.on_breach == "restore" and bool(self._manager.forking.checkpoints_of(kernel_id))
 
     def _future(self, kernel_id: str) -> str:
         return "restored from its last checkpoint" if self._restores(kernel_id) else "restarted and loses its variables"
+
+
+def allows(breach: Breach) -> str:
+    """What the limit on time allows, as a sentence without its end."""
+    return f"{MEASURES[breach.limit]}: {human(breach.limit, breach.allowed)} allowed"
 
 
 def last_words(breach: Breach, *, restore: bool) -> str:
@@ -279,7 +288,7 @@ def last_words(breach: Breach, *, restore: bool) -> str:
         if restore
         else "The kernel is restarted; its variables are lost."
     )
-    return f"Execution time: {human(LIMIT, breach.allowed)} allowed, and the cell did not stop. {end}"
+    return f"{allows(breach)}, and the cell did not stop. {end}"
 
 
 def process_of(kernel: Any) -> Process | None:

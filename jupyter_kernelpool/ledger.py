@@ -32,6 +32,7 @@ class Execution:
     presumed: bool = False
     failed: bool = False
     limit: str = ""
+    quiet_since: float | None = None  # when it last put something out, or was given input; None: never
     code: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # of whoever limits it
 
@@ -49,6 +50,12 @@ class Execution:
         """Seconds that it ran, without those in which it waited for input."""
         waits = now - self.waits_since if self.waits_since is not None else 0.0
         return now - self.began - self.waited - waits
+
+    def quiet(self, now: float) -> float:
+        """Seconds since it last put something out; 0 while it waits for input."""
+        if self.waits_since is not None:
+            return 0.0
+        return now - (self.began if self.quiet_since is None else self.quiet_since)
 
 
 class Ledger:
@@ -111,6 +118,8 @@ class Ledger:
             if kind == "execute_input":
                 execution.shown, self.used_at = True, now
                 _tell(self.on_show, execution)
+            else:
+                execution.quiet_since = now
             execution.output += size
             execution.failed |= kind == "error"
             for listener in list(self.on_output):
@@ -131,7 +140,7 @@ class Ledger:
         for execution in list(self.executions.values()):
             if execution.waits_since is not None:
                 execution.waited += now - execution.waits_since
-                execution.waits_since = None
+                execution.waits_since, execution.quiet_since = None, now
                 _tell(self.on_pause, execution)
 
     def expect(self, header: dict[str, Any], now: float) -> None:

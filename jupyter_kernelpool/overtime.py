@@ -1,4 +1,5 @@
-"""From how long an execution runs to what is done about it: warn, interrupt, give it time, replace the process. Pure.
+"""From how long an execution runs, or puts out nothing, to what is done about it: warn, interrupt, give it time,
+replace the process. Pure.
 
 All times are seconds on the monotonic clock.
 """
@@ -9,26 +10,36 @@ from dataclasses import dataclass, replace
 
 from jupyter_kernelpool.ledger import Execution
 
+RUNNING = "execution_timeout"
+SILENT = "idle_output_timeout"
 LEAST_GRACE = 0.25  # seconds until an interrupt that worked is heard of
 LAST_GRACE = 1.0  # seconds after the second interrupt
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What holds for an execution: the seconds it is *allowed* (0: as many as it likes), the share of them at which
-    its user is warned, the seconds it has to end once it was interrupted, and whether an interrupt can reach it."""
+    """What holds for an execution: the seconds it is *allowed* to run, and those in which it may put out nothing (0: as
+    many as it likes), the share of them at which its user is warned, the seconds it has to end once it was interrupted,
+    and whether an interrupt can reach it."""
 
     allowed: float
     warn_at: float = 0.8
     grace: float = 3.0
     reachable: bool = True
+    silence: float = 0.0
+
+    def figures(self, limit: str, execution: Execution, now: float) -> tuple[float, float]:
+        """The seconds that *limit* allows, and those it has used of them."""
+        return (self.silence, execution.quiet(now)) if limit == SILENT else (self.allowed, execution.ran(now))
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far it came: *warned*, when it was interrupted, and once more; *done* if nothing is left to be done."""
+    """How far it came: the limits of which its user was *warned*, the *limit* that it reached, when it was interrupted
+    for that, and once more; *done* if nothing is left to be done."""
 
-    warned: bool = False
+    warned: frozenset[str] = frozenset()
+    limit: str = RUNNING
     done: bool = False
     interrupted_at: float | None = None
     again_at: float | None = None
@@ -43,7 +54,9 @@ class Wait:
 
 @dataclass(frozen=True)
 class Warn:
-    """Tell its user that it has not much time left."""
+    """Tell its user that it has not much time left before *limit*."""
+
+    limit: str = RUNNING
 
 
 @dataclass(frozen=True)
@@ -72,20 +85,24 @@ def decide(standing: Standing, execution: Execution, terms: Terms, now: float) -
         return standing, Wait(None)
     if standing.interrupted_at is not None:
         return _after_interrupt(standing, standing.interrupted_at, terms, now)
-    if not terms.allowed:
+    figures = {limit: terms.figures(limit, execution, now) for limit in (RUNNING, SILENT)}
+    limited = {limit: (allowed, seen) for limit, (allowed, seen) in figures.items() if allowed}
+    for limit, (allowed, seen) in limited.items():
+        if seen >= allowed:
+            if terms.reachable:
+                return replace(standing, limit=limit, interrupted_at=now), Interrupt()
+            return replace(standing, limit=limit, done=True), Report()
+    for limit, (allowed, seen) in limited.items():
+        if seen >= terms.warn_at * allowed and limit not in standing.warned and terms.warn_at < 1.0:
+            return replace(standing, warned=standing.warned | {limit}), Warn(limit)
+    if execution.waits_since is not None or not limited:
         return standing, Wait(None)
-    ran = execution.ran(now)
-    if ran >= terms.allowed:
-        if terms.reachable:
-            return replace(standing, interrupted_at=now), Interrupt()
-        return replace(standing, done=True), Report()
-    warn_after = terms.warn_at * terms.allowed
-    if ran >= warn_after and not standing.warned and terms.warn_at < 1.0:
-        return replace(standing, warned=True), Warn()
-    if execution.waits_since is not None:
-        return standing, Wait(None)
-    until = warn_after if ran < warn_after else terms.allowed
-    return standing, Wait(until - ran)
+    return standing, Wait(min(_next(allowed, seen, terms.warn_at) for allowed, seen in limited.values()))
+
+
+def _next(allowed: float, seen: float, warn_at: float) -> float:
+    """Seconds until a warning may be due, or else the limit is reached."""
+    return (warn_at * allowed if seen < warn_at * allowed else allowed) - seen
 
 
 def _after_interrupt(standing: Standing, interrupted_at: float, terms: Terms, now: float) -> tuple[Standing, Step]:

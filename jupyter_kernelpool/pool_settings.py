@@ -19,7 +19,7 @@ from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.owners import read_quota
 from jupyter_kernelpool.presets import PRESETS
 from jupyter_kernelpool.recipes import Settings
-from jupyter_kernelpool.settings import read_settings
+from jupyter_kernelpool.settings import read_preload, read_settings
 from jupyter_kernelpool.textfile import SUFFIX, find_path
 
 
@@ -246,6 +246,17 @@ class PoolSettings(LoggingConfigurable):
                 read_settings(name, settings, self._general)
             except NotValid as error:
                 raise TraitError(f"KernelPool.recipes: {error}") from error
+        return proposal["value"]
+
+    @validate("preload")
+    def _valid_preload(self, proposal: Any) -> Any:
+        try:
+            read_preload("KernelPool", proposal["value"])
+        except NotValid as error:
+            raise TraitError(
+                f"{error}; on the command line each has an option of its own: "
+                "--KernelPool.preload=numpy --KernelPool.preload=pandas"
+            ) from error
         return proposal["value"]
 
     @validate("max_warm_memory")

@@ -16,6 +16,7 @@ from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from jupyter_kernelpool.allowance import Breach
+from jupyter_kernelpool.backlog import Backlog
 from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
@@ -191,6 +192,13 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     def what_ran_is_lost(self) -> None:
         """The process is dead, and another takes its place: what ran in it gets no answer any more."""
+
+    def connect_iopub(self, *args: Any, **kwargs: Any) -> Any:
+        """As stock; what waits there for the server is bounded by bytes, where the kernel can hold the rest."""
+        stream = super().connect_iopub(*args, **kwargs)
+        if self.pooled is not None and self.pooled.claimed is not None:
+            stream.backlog = Backlog(stream.socket)
+        return stream
 
     def cleanup_ipc_files(self) -> None:
         """As stock, which does it at each restart too; the files of a bound identity outlive its processes."""

@@ -31,6 +31,7 @@ from .machinery import Machinery
 
 DEBUG_SHELL = "inproc://jupyter-kernelpool-debug-shell"
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+HELD = 2000  # messages of iopub for each subscriber; ZeroMQ's thousand, and the one that waits in the server with stock
 BIND_TIMEOUT = 10.0
 CONTROL_TIMEOUT = 1.0
 
@@ -331,6 +332,8 @@ class UnboundKernelApp(IPKernelApp):
                 raise RuntimeError("this ipykernel cannot encrypt its transport")
             if sock is self.shell_socket:
                 sock.bind(DEBUG_SHELL)
+            elif sock is self.iopub_thread.socket:
+                sock.setsockopt(zmq.SNDHWM, HELD)
             bind_to_listener(sock, endpoint, listener)
 
         return begin_in(loop, bind)

@@ -44,6 +44,13 @@ class KernelLimits(LoggingConfigurable):
         help="""Seconds that a cell may run, whoever sent it; waiting for input does not count. Then it is interrupted,
         and where that does not help the kernel is restarted. 0 sets no limit.""",
     )
+    idle_output_timeout = Float(
+        0.0,
+        min=0,
+        config=True,
+        help="""Seconds in which a cell that runs may put out nothing; then it is interrupted as with execution_timeout.
+        Waiting for input does not count. 0 sets no limit.""",
+    )
     output = _size(
         """Output that a cell may produce; the rest is left out and marked, and a cell that goes on is stopped. 0 sets
         no limit."""

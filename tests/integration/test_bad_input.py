@@ -32,6 +32,7 @@ def test_unknown_kernelspec_answers_as_stock(kp_server: Server, kp_start: Callab
         ("--KernelPool.exhausted=never", ["exhausted", "never", "'wait'", "'fail'", "'temporary'"]),
         ("--KernelPool.recipes={'python3': {'wram': 3}}", ["recipes", "wram", "warm"]),
         ("--KernelPool.recipes={'python3': {'warm': 9, 'max': 2}}", ["recipes", "warm = 9", "max = 2"]),
+        ("--KernelPool.preload=['numpy', 'pandas']", ["--KernelPool.preload=numpy --KernelPool.preload=pandas"]),
         ("--KernelPool.launchers=no.such.Launcher", ["launchers", "no.such.Launcher"]),
     ],
 )

@@ -271,6 +271,55 @@ def test_execution_may_ask_for_less_time_but_not_for_more(kp_limited: Server, ke
         assert (reply["status"], text_of(published)) == ("ok", "")
 
 
+TALKS = {
+    "text": "import time\nfor _ in range(8): print('.', flush=True); time.sleep(0.5)\n",
+    "a progress bar": "import time\nh = display(0, display_id=True)\nfor n in range(8): h.update(n); time.sleep(0.5)\n",
+    "a widget": "import ipywidgets as w, time\np = w.IntProgress()\nfor p.value in range(1, 9): time.sleep(0.5)\n",
+}
+
+
+@pytest.mark.parametrize("code", TALKS.values(), ids=TALKS)
+def test_cell_that_puts_something_out_goes_on_and_one_that_falls_silent_is_interrupted(
+    kp_start: Callable[..., Server], code: str
+) -> None:
+    server = kp_start("--KernelLimits.idle_output_timeout=2", f"--KernelLimits.grace={GRACE}")
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute("kept = 42")
+        reply, _ = tab.until_idle(tab.send("execute_request", execution(code)))
+        assert reply["status"] == "ok"
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["breach"] is None
+        began = time.monotonic()
+        reply, published = tab.until_idle(tab.send("execute_request", execution(code + "time.sleep(60)")))
+        assert 5 < time.monotonic() - began < 12, "2 s after what came last"
+        assert reply["ename"] == "KeyboardInterrupt"
+        assert "Time without output: 2 s allowed. Interrupted" in text_of(published)
+        assert tab.execute("kept") == "42"
+    found = breach(server, kernel)
+    assert (found["limit"], found["allowed"], found["outcome"]) == ("idle_output_timeout", 2.0, "interrupted")
+    assert found["seen"] >= 2
+
+
+def test_cell_that_waits_for_input_is_not_silent_and_one_that_ignores_its_interrupt_loses_its_kernel(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start("--KernelLimits.idle_output_timeout=1.5", f"--KernelLimits.grace={GRACE}")
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        request = tab.send("execute_request", execution("input()"))
+        tab.until_asked()
+        time.sleep(2.5)
+        tab.send("input_reply", {"value": "late"}, "stdin")
+        assert tab.until_idle(request)[0]["status"] == "ok"
+        tab.execute("kept = 42")
+        reply, _ = tab.until_idle(tab.send("execute_request", execution(DEAF)))
+        assert reply["ename"] == "ExecutionTimeout"
+        assert "Time without output: 1.5 s allowed, and the cell did not stop" in reply["evalue"]
+        assert tab.execute("kept") == "NameError"
+    found = breach(server, kernel)
+    assert (found["limit"], found["outcome"], found["state_lost"]) == ("idle_output_timeout", "restarted", True)
+
+
 def test_limit_that_is_changed_holds_for_the_cell_that_runs(kp_start: Callable[..., Server]) -> None:
     server = kp_start()
     kernel = server.start_kernel()

@@ -97,6 +97,7 @@ def work(): return [joblib.Parallel(n_jobs=2, prefer=how)(joblib.delayed(operato
 # Too large for a test environment (gigabytes, where it comes with CUDA): tried where it is installed.
 if importlib.util.find_spec("torch"):
     WORKS["torch"] = """
+os.environ['CUDA_VISIBLE_DEVICES'] = ''  # on a machine with a GPU, backward() would begin CUDA
 import torch
 torch.set_num_threads(2)
 model = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))

@@ -102,11 +102,11 @@ def test_a_checkpoint_from_before_the_gpu_was_used_brings_back_a_kernel_that_can
 
 
 def test_kernels_of_a_template_with_pytorch_in_it_use_the_gpu(kp_start: Callable[..., Server]) -> None:
-    server = kp_start("--KernelPool.preload=['torch']")
+    server = kp_start("--KernelPool.preload=torch")
     server.wait_warm(1)
     for _ in range(2):
         kernel = server.start_kernel()
-        assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["origin"] in ("warm", "template")
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "template"
         client = server.client(kernel)
         assert server.run(client, "import sys; print('torch' in sys.modules)") == "True"
         assert server.run(client, COMPUTE) == COMPUTED

@@ -22,6 +22,8 @@ from jupyter_kernelpool.ledger import Execution
 from jupyter_kernelpool.overtime import (
     LAST_GRACE,
     LEAST_GRACE,
+    RUNNING,
+    SILENT,
     Interrupt,
     Replace,
     Report,
@@ -35,12 +37,13 @@ from jupyter_kernelpool.overtime import (
 
 BEGAN = 1000.0
 TERMS = Terms(allowed=10.0, warn_at=0.8, grace=3.0)
-WARNED = Standing(warned=True)
-INTERRUPTED = Standing(warned=True, interrupted_at=BEGAN + 10)
-AGAIN = Standing(warned=True, interrupted_at=BEGAN + 10, again_at=BEGAN + 13)
+OF_TIME = frozenset({RUNNING})
+WARNED = Standing(warned=OF_TIME)
+INTERRUPTED = Standing(warned=OF_TIME, interrupted_at=BEGAN + 10)
+AGAIN = Standing(warned=OF_TIME, interrupted_at=BEGAN + 10, again_at=BEGAN + 13)
 UNLIMITED = dataclasses.replace(TERMS, allowed=0.0)
 UNREACHABLE = dataclasses.replace(TERMS, reachable=False)
-SILENT = dataclasses.replace(TERMS, warn_at=1.0)
+UNWARNED = dataclasses.replace(TERMS, warn_at=1.0)
 HASTY = dataclasses.replace(TERMS, grace=0.0)
 
 # standing, terms, seconds since it began, what comes next
@@ -50,7 +53,7 @@ CASES: dict[str, tuple[Standing, Terms, float, Step]] = {
     "it has not much time left": (Standing(), TERMS, 8, Warn()),
     "it was warned": (WARNED, TERMS, 8, Wait(2)),
     "it was warned, and has more time now": (WARNED, dataclasses.replace(TERMS, allowed=100.0), 8, Wait(72)),
-    "nobody wants warnings": (Standing(), SILENT, 9, Wait(1)),
+    "nobody wants warnings": (Standing(), UNWARNED, 9, Wait(1)),
     "its time is up": (WARNED, TERMS, 10, Interrupt()),
     "its time was up when a limit was set": (Standing(), TERMS, 500, Interrupt()),
     "nothing limits it": (Standing(), UNLIMITED, 1e9, Wait(None)),
@@ -80,6 +83,44 @@ def test_what_comes_next(standing, terms, ran, step):
 def test_one_that_waits_for_input_is_waited_for_without_end():
     execution = Execution({}, BEGAN, waits_since=BEGAN + 5)
     assert decide(Standing(), execution, TERMS, BEGAN + 500) == (Standing(), Wait(None))
+
+
+TALKATIVE = Terms(allowed=0.0, warn_at=0.8, grace=3.0, silence=5.0)
+
+# when it last put something out, standing, terms, seconds since it began, what comes next
+SILENCES: dict[str, tuple[float | None, Standing, Terms, float, Step]] = {
+    "it has said nothing yet": (None, Standing(), TALKATIVE, 1, Wait(3)),
+    "it said something": (100, Standing(), TALKATIVE, 101, Wait(3)),
+    "it has long said nothing": (100, Standing(), TALKATIVE, 104, Warn(SILENT)),
+    "it was warned": (100, Standing(warned=frozenset({SILENT})), TALKATIVE, 104, Wait(1)),
+    "it was warned, and spoke": (104, Standing(warned=frozenset({SILENT})), TALKATIVE, 104, Wait(4)),
+    "it is silent": (100, Standing(), TALKATIVE, 105, Interrupt()),
+    "it was silent from its beginning": (None, Standing(), TALKATIVE, 5, Interrupt()),
+    "both, silence is nearer": (100, WARNED, dataclasses.replace(TALKATIVE, allowed=200.0), 101, Wait(3)),
+    "both, time is nearer": (100, WARNED, dataclasses.replace(TALKATIVE, allowed=102.0), 101, Wait(1)),
+    "it speaks, and its time is up": (100, WARNED, dataclasses.replace(TALKATIVE, allowed=101.0), 101, Interrupt()),
+    "what it said when it was interrupted": (
+        106, Standing(limit=SILENT, interrupted_at=BEGAN + 105), TALKATIVE, 106, Wait(2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoke, standing, terms, ran, step", SILENCES.values(), ids=SILENCES)
+def test_what_comes_next_for_one_that_is_silent(spoke, standing, terms, ran, step):
+    execution = Execution({}, BEGAN, quiet_since=None if spoke is None else BEGAN + spoke)
+    stands, decided = decide(standing, execution, terms, BEGAN + ran)
+    if isinstance(step, Wait):
+        assert isinstance(decided, Wait)
+        assert decided.seconds == pytest.approx(step.seconds)
+    else:
+        assert decided == step
+    if isinstance(step, Interrupt):
+        assert stands.limit == (RUNNING if terms.allowed else SILENT)
+
+
+def test_one_that_waits_for_input_is_not_silent():
+    execution = Execution({}, BEGAN, waits_since=BEGAN + 1)
+    assert decide(Standing(), execution, TALKATIVE, BEGAN + 500) == (Standing(), Wait(None))
 
 
 def test_seconds_in_which_it_waited_are_added():
