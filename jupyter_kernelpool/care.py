@@ -1,5 +1,5 @@
-"""Looks after the server's kernels: nudges them, does what its policy says about silent ones, and decides what follows
-the end of a process. What it finds is judged in `health`, `recovery` and `breaker`; restarts are Jupyter's own.
+"""Looks after the server's kernels: nudges them, and does what its policy says about silent ones. What it finds is
+judged in `health`; what follows the end of a process is the business of `aftermath`.
 """
 
 from __future__ import annotations
@@ -10,49 +10,29 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import zmq
 
 from jupyter_kernelpool import health, metrics
+from jupyter_kernelpool.aftermath import Aftermath
+from jupyter_kernelpool.behind import find_pid, find_process, find_record, find_way, is_watched, poke
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.ending import end_tree
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.health import ANSWERS, UNRESPONSIVE, Answers, Standing, Verdict, is_told, judge, note
 from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.lifecycle import State
+from jupyter_kernelpool.lives import Life, Lives
 from jupyter_kernelpool.nudge import Reply, nudge
-from jupyter_kernelpool.process import Process
-from jupyter_kernelpool.recovery import Recovery, Stay, decide, describe_end
 from jupyter_kernelpool.starts import Starts
 from jupyter_kernelpool.usage import read_state
 
 NUDGES_AT_ONCE = 16
-REMEMBERED_ENDS = 100
-DIED = "KernelDied"
 
 log = logging.getLogger("jupyter_kernelpool")
-
-
-@dataclass
-class Life:
-    """What is known of one kernel, over all its processes.
-
-    *end* says how its process ended, until there is another one. It *stays* dead, or is restarted not before
-    *restart_at*; with *coming_back* that is done here, and not by the restarter.
-    """
-
-    born: float
-    standing: Standing = field(default_factory=Standing)
-    ends: list[float] = field(default_factory=list)
-    end: str | None = None
-    stays: bool = False
-    restart_at: float = 0.0
-    coming_back: bool = False
-    silent_since: float = 0.0
 
 
 class Care:
@@ -64,21 +44,21 @@ class Care:
         self._manager = manager
         self._edge = edge
         self._events = events
-        self._chronicle = chronicle
-        self._lives: dict[str, Life] = {}
+        self._lives = Lives(manager)
+        self.aftermath = Aftermath(manager, settings, self._lives, self.starts, edge, chronicle)
         self._nudges: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(NUDGES_AT_ONCE)
-        self._acts: set[asyncio.Task[None]] = set()
         self._unable = 0  # nudges in a row that could not be sent
 
     def standing_of(self, kernel_id: str) -> Standing:
         """What is known of the kernel's health."""
-        life = self._lives.get(kernel_id)
+        life = self._lives.find(kernel_id)
         return life.standing if life is not None else Standing()
 
     async def close(self) -> None:
         """The server stops."""
-        for task in [*self._nudges.values(), *self._acts]:
+        await self.aftermath.close()
+        for task in list(self._nudges.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -87,7 +67,7 @@ class Care:
 
     def has_process(self, kernel_id: str) -> None:
         """The kernel has a new process, which need not answer yet."""
-        life = self._lives.setdefault(kernel_id, Life(time.monotonic()))
+        life = self._lives.begin(kernel_id)
         stayed = life.stays
         life.born, life.end, life.stays, life.restart_at = time.monotonic(), None, False, 0.0
         life.standing = Standing(total=life.standing.total, due=life.born + health.START_INTERVAL)
@@ -96,7 +76,7 @@ class Care:
 
     def serves(self, kernel_id: str, *, beside: bool) -> None:
         """The pool's process behind the kernel serves; *beside*: it is known to answer while it runs a cell."""
-        life = self._lives.get(kernel_id)
+        life = self._lives.find(kernel_id)
         if life is not None:
             due = time.monotonic() + self.settings.interval
             life.standing = replace(life.standing, answered=True, beside=beside, due=due)
@@ -104,144 +84,35 @@ class Care:
 
     def heard(self, kernel_id: str) -> None:
         """Something came from the kernel."""
-        life = self._lives.get(kernel_id)
+        life = self._lives.find(kernel_id)
         if life is not None and not life.standing.answered:
             life.standing = replace(life.standing, answered=True)
             self._started(kernel_id)
 
-    def exited(self, kernel_id: str) -> None:
-        """The process of a kernel that is not to be restarted (KernelManager.autorestart) has ended."""
-        life = self._lives.get(kernel_id)
-        if life is not None and kernel_id in self._manager and life.end is None and not life.coming_back:
-            self._stays_unwatched(kernel_id, life)
-
-    def gives_up(self, kernel_id: str) -> None:
-        """Jupyter's restarter restarted the kernel too often, and Jupyter is about to forget it."""
-        life = self._lives.get(kernel_id)
-        end = life.end if life is not None and life.end is not None else "Its process ended"
-        reason = f"{end}, again and again; Jupyter gave up restarting it, and forgets it."
-        log.warning("Kernel %s: %s", kernel_id, reason)
-        self._chronicle.dies(kernel_id, reason, by_itself=True)
-
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
-        self._lives.pop(kernel_id, None)
+        self._lives.forget(kernel_id)
         task = self._nudges.pop(kernel_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-
-    def is_bringing_back(self, kernel_id: str) -> bool:
-        """Whether a process for it is being made here, and nobody else is to start one."""
-        life = self._lives.get(kernel_id)
-        return life is not None and life.coming_back
-
-    # -- the end of a process -----------------------------------------------------------------------
-
-    def stays_dead(self, kernel_id: str) -> bool:
-        """The kernel's process has ended by itself: whether it is not to be restarted, or not yet; asked by the
-        restarter, again and again. The first time decides what follows, and tells everybody.
-        """
-        if kernel_id not in self._manager:
-            return False
-        life = self._life(kernel_id)
-        if life.end is None and not life.coming_back:
-            self._note_end(kernel_id, life)
-        return life.stays or life.coming_back or time.monotonic() < life.restart_at
-
-    def _note_end(self, kernel_id: str, life: Life) -> None:
-        kernel = self._manager.get_kernel(kernel_id)
-        code = find_exit_code(kernel)
-        end, failed = f"Its process ended {describe_end(code)}", code != 0
-        if not life.standing.answered and find_way(kernel) == "cold":
-            self.starts.failed(kernel.kernel_name, f"its process ended {describe_end(code)} before it answered")
-        decision = decide(life.ends, failed=failed, policy=self._policy(kernel), now=time.monotonic())
-        here = self._restores(kernel_id)
-        self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
-
-    def _stays_unwatched(self, kernel_id: str, life: Life) -> None:
-        end = f"Its process ended {describe_end(find_exit_code(self._manager.get_kernel(kernel_id)))}"
-        stay = Stay("Jupyter is set not to restart it (KernelManager.autorestart)")
-        self._follow_up(kernel_id, life, end, stay, cause="died", failed=True, here=False)
-
-    def _follow_up(
-        self, kernel_id: str, life: Life, end: str, decision: Any, *, cause: str, failed: bool, here: bool
-    ) -> None:
-        """Tell of the end, and have done what was decided: by the restarter, or with *here* by ourselves."""
-        self._chronicle.ends(kernel_id, cause, end)
-        now = time.monotonic()
-        life.end = end
-        life.ends = [*life.ends[1 - REMEMBERED_ENDS :], now]
-        life.standing = replace(
-            life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
-        )
-        if isinstance(decision, Stay):
-            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel stays dead: {decision.why}.")
-            self._leave_dead(kernel_id, life, f"{end}, and it stays dead: {decision.why}.")
-            return
-        follows = (
-            "goes back to its last checkpoint" if self._restores(kernel_id) else "is restarted without its variables"
-        )
-        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {follows}.")
-        life.restart_at = now + decision.pause
-        log.warning("Kernel %s: %s; it comes back in %g s", kernel_id, end, decision.pause)
-        kernel = self._manager.get_kernel(kernel_id)
-        kernel.restarts_for = cause, end
-        if decision.pause:
-            kernel.reason = f"{end}; it is restarted in {decision.pause:g} s."
-        if here:
-            life.coming_back = True
-            self._begin(self._bring_back(kernel_id, life, end, decision.pause))
-        elif decision.pause:
-            self._begin(self._poke_later(kernel_id, decision.pause))
-
-    def _leave_dead(self, kernel_id: str, life: Life, reason: str) -> None:
-        kernel = self._manager.get_kernel(kernel_id)
-        life.stays = True
-        kernel.execution_state, kernel.reason = "dead", reason
-        log.warning("Kernel %s: %s", kernel_id, reason)
-        self._edge.declare_dead(kernel_id)
-        self._chronicle.dies(kernel_id, reason, by_itself=True)
-
-    async def _poke_later(self, kernel_id: str, pause: float) -> None:
-        await asyncio.sleep(pause)
-        if kernel_id in self._manager:
-            poke(self._manager.get_kernel(kernel_id))
-
-    async def _bring_back(self, kernel_id: str, life: Life, end: str, pause: float) -> None:
-        """Give the kernel its last checkpoint, or a fresh process, in the place of the restarter."""
-        try:
-            await asyncio.sleep(pause)
-            if self._lives.get(kernel_id) is not life or life.end is None or kernel_id not in self._manager:
-                return  # its user restarted it meanwhile, or shut it down
-            kernel = self._manager.get_kernel(kernel_id)
-            kernel.execution_state = "starting"
-            outcome = await self._manager.bring_back(kernel_id, restore=self.settings.restore)
-        except Exception as error:
-            if self._lives.get(kernel_id) is life and kernel_id in self._manager:
-                self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")
-            return
-        finally:
-            life.coming_back = False
-        if outcome == "restarted":
-            self._edge.declare_restarting(kernel_id)
 
     # -- nudges -------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         """Whether there are kernels to be nudged, or there were."""
-        return bool(self.settings.interval and (len(self._manager) or self._lives))
+        return bool(self.settings.interval and (len(self._manager) or self._lives.kernel_ids))
 
     async def look(self) -> None:
         """Begin the nudges that are due; called by the keeper. Does not wait for any of them."""
         kernel_ids = self._manager.list_kernel_ids()
-        for kernel_id in self._lives.keys() - set(kernel_ids):
+        for kernel_id in self._lives.kernel_ids - set(kernel_ids):
             pending = self._manager._pending_kernels.get(kernel_id)
             if pending is None or pending.done():  # else it is starting
                 self._forget_vanished(kernel_id)
         now = time.monotonic()
         for kernel_id in kernel_ids:
-            life = self._life(kernel_id)
+            life = self._lives.of(kernel_id)
             if life.standing.due <= now and kernel_id not in self._nudges and self._can_be_asked(kernel_id, life):
                 task = asyncio.create_task(self._nudge(kernel_id, life), name=f"kernelpool-nudge-{kernel_id}")
                 self._nudges[kernel_id] = task
@@ -348,7 +219,7 @@ class Care:
         if is_watched(kernel):
             poke(kernel)
         elif kernel.owns_kernel and life.end is None:
-            self._stays_unwatched(kernel_id, life)
+            self.aftermath.leave_unwatched(kernel_id, life)
 
     async def _interrupt(self, kernel_id: str, kernel: Any, life: Life, process: Any) -> None:
         """Interrupt the silent kernel, or let it go on if it is stopped, and see whether that helped; else replace its
@@ -366,34 +237,9 @@ class Care:
         if verdict in ANSWERS:
             self._note(kernel_id, kernel, life, verdict, f" since it was {'continued' if stopped else 'interrupted'}")
         elif verdict in UNRESPONSIVE and self.settings.on_unresponsive == "restart":
-            await self._replace(kernel_id, kernel, life)
-
-    async def _replace(self, kernel_id: str, kernel: Any, life: Life) -> None:
-        """End the kernel's process, which answers nothing, and bring the kernel back."""
-        life.coming_back = True  # before it ends: the restarter is to leave it alone
-        end = f"It did not answer ({life.standing.verdict.value}), nor when it was interrupted, and was ended"
-        policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
-        try:
-            pid = find_pid(kernel)
-            if pid:
-                others = self._manager.pool.supervision.pids - {pid}
-                await asyncio.to_thread(end_tree, pid, others)
-        finally:
-            life.coming_back = False
-        decision = decide(life.ends, failed=True, policy=policy, now=time.monotonic())
-        # Its silence is counted already.
-        self._follow_up(kernel_id, life, end, decision, cause="unresponsive", failed=False, here=True)
+            await self.aftermath.end(kernel_id, kernel, life)
 
     # -- parts --------------------------------------------------------------------------------------
-
-    def _life(self, kernel_id: str) -> Life:
-        if kernel_id not in self._lives:
-            self._lives[kernel_id] = Life(time.monotonic())
-            if not self._manager.get_kernel(kernel_id).owns_kernel:
-                self._lives[kernel_id].standing = Standing(answered=True)
-                metrics.ADOPTED.inc()
-                log.info("Kernel %s ran already, and is shown and looked after from now on", kernel_id)
-        return self._lives[kernel_id]
 
     def _forget_vanished(self, kernel_id: str) -> None:
         """Jupyter forgot a kernel that it had adopted, without a word."""
@@ -403,7 +249,7 @@ class Care:
     def _is_still(self, kernel_id: str, kernel: Any, process: Any, life: Life) -> bool:
         """Whether the kernel that was asked is still what it was then."""
         return (
-            self._lives.get(kernel_id) is life
+            self._lives.find(kernel_id) is life
             and kernel_id in self._manager
             and self._manager.get_kernel(kernel_id) is kernel
             and find_process(kernel) is process
@@ -414,61 +260,7 @@ class Care:
         if kernel_id in self._manager:
             self.starts.succeeded(self._manager.get_kernel(kernel_id).kernel_name)
 
-    def _policy(self, kernel: Any) -> Any:
-        return self.settings.recovery_of(self._manager.pool.settings_for(kernel.kernel_name).recovery)
-
-    def _restores(self, kernel_id: str) -> bool:
-        return self.settings.restore and bool(self._manager.forking.checkpoints_of(kernel_id))
-
-    def _begin(self, act: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(act, name="kernelpool-care-act")
-        self._acts.add(task)
-        task.add_done_callback(self._acts.discard)
-
 
 def answers_beside_cells(reply: Reply) -> bool:
     """Whether a kernel that says this of itself has a thread of its own for control: ipykernel from version 6 on."""
     return bool(reply.info.get("supported_features") or "debugger" in reply.info)
-
-
-def find_process(kernel: Any) -> Any:
-    """What stands for the process of *kernel*; None if there is none on this machine."""
-    return getattr(getattr(kernel, "provisioner", None), "process", None)
-
-
-def find_pid(kernel: Any) -> int:
-    """The pid of *kernel*'s process on this machine, or 0."""
-    process = find_process(kernel)
-    return int(getattr(process, "pid", 0) or 0) if kernel.owns_kernel else 0
-
-
-def find_exit_code(kernel: Any) -> int | None:
-    """With what *kernel*'s process ended, a signal negative; None if that is not known."""
-    process = find_process(kernel)
-    if isinstance(process, Process):
-        return process.exit_code
-    code = process.poll() if process is not None else None
-    return int(code) if code is not None else None
-
-
-def find_record(kernel: Any) -> Any:
-    """The record of *kernel*'s process, if we started it."""
-    return getattr(getattr(kernel, "provisioner", None), "record", None)
-
-
-def find_way(kernel: Any) -> str:
-    """How *kernel*'s process came to be; empty if we did not start it."""
-    record = find_record(kernel)
-    return record.way if record is not None else ""
-
-
-def is_watched(kernel: Any) -> bool:
-    """Whether Jupyter restarts *kernel* if its process ends."""
-    return getattr(getattr(kernel, "_restarter", None), "_pcallback", None) is not None
-
-
-def poke(kernel: Any) -> None:
-    """Have *kernel*'s restarter look now, not at its next turn."""
-    restarter: Any = getattr(kernel, "_restarter", None)
-    if hasattr(restarter, "poke"):
-        restarter.poke()

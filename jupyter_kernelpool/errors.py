@@ -174,3 +174,7 @@ class SupervisorGone(KernelPoolError):
     """The process that owns our processes is not there: they are dead, and a new one must be started."""
 
     code = "supervisor_gone"
+
+
+# Starts that are not wanted, or can't be as they were asked for.
+REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed, StartsFail)

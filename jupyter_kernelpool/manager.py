@@ -1,8 +1,6 @@
-"""The kernel managers that Jupyter calls: one per server, one per kernel.
+"""The server's kernel manager, which Jupyter calls: admits starts, and owns the pool, its keeper and its supervisor.
 
-`PoolingKernelManager` admits starts and owns the pool, its keeper and its supervisor.
-`PooledKernelManager` is one kernel's; what it does differently from stock is in `prompt`.
-Both are stock in everything else, and wholly so while `KernelPool.enabled` is false.
+Stock in everything else, and wholly so while `KernelPool.enabled` is false. One kernel's manager is in `pooled`.
 """
 
 from __future__ import annotations
@@ -13,31 +11,21 @@ import time
 from typing import Any
 
 import zmq
-from jupyter_client.ioloop import AsyncIOLoopKernelManager
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_events import EventLogger
 from jupyter_server import CallContext
-from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado import web
-from traitlets import Instance, TraitError, Type, default
+from traitlets import Instance, TraitError, default
 
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
-from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.care import Care
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.clock import Clock
 from jupyter_kernelpool.culler import Culler, KernelCuller
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.errors import (
-    KernelPoolError,
-    LaunchFailed,
-    NotEnforceable,
-    PoolExhausted,
-    QuotaExceeded,
-    StartsFail,
-    SupervisorGone,
-)
+from jupyter_kernelpool.errors import REFUSALS, KernelPoolError, LaunchFailed, SupervisorGone
 from jupyter_kernelpool.events import Event, Events
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
@@ -50,11 +38,9 @@ from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool, Request
 from jupyter_kernelpool.presets import under
-from jupyter_kernelpool.process import Process
-from jupyter_kernelpool.prompt import PromptKernelManager, is_ours_to_provision
+from jupyter_kernelpool.prompt import is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.replay import Replay
-from jupyter_kernelpool.restarter import PromptRestarter
 from jupyter_kernelpool.sums import Group
 from jupyter_kernelpool.textfile import WRITE_EVERY, MetricsFile
 from jupyter_kernelpool.undo import Undo
@@ -66,105 +52,6 @@ SERVING_TIMEOUT = 0.1
 SAMPLE_EVERY = 5.0
 LOOK_AFTER_EVERY = 0.5
 REST_EVERY = 10.0
-# Starts that are not wanted, or can't be as they were asked for.
-REFUSALS = (PoolExhausted, QuotaExceeded, NotEnforceable, LaunchFailed, StartsFail)
-
-
-class PooledKernelManager(ServerKernelManager, PromptKernelManager):
-    """The manager of one kernel; *pool* comes from the server's manager, without one it is stock."""
-
-    restarter_class: Any = Type(
-        default_value=PromptRestarter,
-        klass="jupyter_client.ioloop.IOLoopKernelRestarter",
-        config=True,
-        help=AsyncIOLoopKernelManager.restarter_class.help,
-    )
-    temporary = False
-    allowance: Allowance | None = None  # of a fork whose parent has limits of its own; until its first start
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Not by attribute: kernels that ran already are adopted while the server's manager is being made.
-        pool = self.parent._trait_values.get("pool") if self.parent is not None else None
-        self.pool = pool if isinstance(pool, KernelPool) else None
-        self.temporary = bool(getattr(self.parent, "_next_is_temporary", False))
-
-    def kernel_asked_for(self, kernel_id: str) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.chronicle.starts(kernel_id)
-
-    def kernel_did_not_start(self, kernel_id: str, error: BaseException) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            ours = isinstance(error, Exception) and not isinstance(error, (*REFUSALS, NoSuchKernel))
-            self.parent.chronicle.start_failed(kernel_id, error, ours=ours)
-
-    def kernel_started(self) -> None:
-        if isinstance(self.parent, PoolingKernelManager) and (self.pooled is None or self.pooled.claimed is None):
-            self.parent.chronicle.awaits_life(self.kernel_id, "cold" if self.pooled is not None else "other")
-
-    def kernel_restarts(self) -> None:
-        (cause, reason), self.restarts_for = self.restarts_for or ("asked", ""), None
-        if cause == "asked" and isinstance(self._restarter, PromptRestarter) and self._restarter.at_work:
-            cause = "died"
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.chronicle.restarts(self.kernel_id, cause, reason)
-
-    def _kernel_exited(self) -> None:
-        super()._kernel_exited()
-        if isinstance(self.parent, PoolingKernelManager) and not self.autorestart and not self.shutting_down:
-            self.parent.care.exited(self.kernel_id)
-
-    async def kernel_has_process(self, pid: int) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            inherited = getattr(getattr(self.provisioner, "process", None), "inherited", 0)
-            await self.parent.guard.hold(self.kernel_id, self.kernel_name, pid, inherited, self.allowance)
-            self.allowance = None  # from here on the guard knows
-            self.parent.culler.began(self.kernel_id)
-            self.stays_dead_for = None
-            self.reason = ""
-            if getattr(self, "execution_state", "") == "dead":
-                self.execution_state = "starting"
-            self.parent.care.has_process(self.kernel_id)
-
-    async def stays_dead(self) -> bool:
-        manager = self.parent
-        if self.stays_dead_for is not None or not isinstance(manager, PoolingKernelManager) or not manager.pool.enabled:
-            return self.stays_dead_for is not None
-        if manager.care.is_bringing_back(self.kernel_id) or await manager.guard.explain_end(self.kernel_id):
-            return True
-        return manager.care.stays_dead(self.kernel_id)
-
-    def kernel_not_started(self, error: OSError) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.care.starts.failed(self.kernel_name, f"its command can't be executed: {error}")
-
-    async def interrupt_kernel(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """As stock; a cell that waited for input does so no more."""
-        await super().interrupt_kernel(*args, **kwargs)
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.edge.ledger(self.kernel_id).goes_on(time.monotonic())
-
-    def what_ran_is_lost(self) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.edge.give_up(self.kernel_id, "KernelDied", "The kernel died while this ran; it was put back.")
-
-    def kernel_serves(self, process: Process) -> None:
-        if isinstance(self.parent, PoolingKernelManager):
-            self.parent.edge.clear(self.kernel_id)
-            self.parent.care.serves(self.kernel_id, beside=process.record.way != "whole")
-            self.parent.chronicle.serves(self.kernel_id, process.record.way)
-            self.parent.undo.serves(self.kernel_id, process)
-            self.parent.wishes.serves(self.kernel_id, process)
-
-    @default("event_logger")
-    def _default_event_logger(self) -> EventLogger:
-        """As stock, but validates the server's event schemas once, not at each start (5 ms of it)."""
-        shared: EventLogger | None = getattr(self.parent, "_kernel_event_logger", None)
-        if shared is None or self.extra_event_schema_paths:
-            shared = super()._default_event_logger()
-            if isinstance(self.parent, PoolingKernelManager) and not self.extra_event_schema_paths:
-                self.parent._kernel_event_logger = shared
-        return shared
 
 
 class PoolingKernelManager(AsyncMappingKernelManager):
@@ -178,7 +65,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     @default("kernel_manager_class")
     def _default_kernel_manager_class(self) -> str:
-        return "jupyter_kernelpool.manager.PooledKernelManager"
+        return "jupyter_kernelpool.pooled.PooledKernelManager"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
@@ -411,7 +298,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def _handle_kernel_died(self, kernel_id: str) -> None:
         """As stock, which forgets a kernel that ended too often; its listeners and its file go with it."""
         manager: Any = self._kernels.get(kernel_id)
-        self.care.gives_up(kernel_id)
+        self.care.aftermath.gives_up(kernel_id)
         super()._handle_kernel_died(kernel_id)  # type: ignore[no-untyped-call]
         if getattr(manager, "pooled", None) is not None:
             task = asyncio.ensure_future(manager.cleanup_resources())

@@ -21,8 +21,7 @@ from jupyter_server.services.kernels.handlers import MainKernelHandler
 from jupyter_server.services.sessions.handlers import SessionRootHandler
 from tornado import web
 
-from jupyter_kernelpool.errors import KernelPoolError
-from jupyter_kernelpool.manager import REFUSALS
+from jupyter_kernelpool.errors import REFUSALS, KernelPoolError
 from jupyter_kernelpool.rest.base import write_error_body
 
 

@@ -23,7 +23,8 @@ import jupyter_client.manager
 import pytest
 from traitlets.config import Config
 
-from jupyter_kernelpool.manager import PooledKernelManager, PoolingKernelManager
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.pooled import PooledKernelManager
 
 PLACES = (jupyter_client, jupyter_client.manager, jupyter_client.ioloop)
 STOCK = {

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_kernelpool.manager import PooledKernelManager, PoolingKernelManager
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.pooled import PooledKernelManager
 
 STOCK = "jupyter_server.services.kernels.kernelmanager.AsyncMappingKernelManager"
 OURS = f"{PoolingKernelManager.__module__}.{PoolingKernelManager.__qualname__}"

@@ -1,0 +1,186 @@
+"""What follows the end of a kernel's process: a restart, at once or later, its last checkpoint, or nothing, as the
+policy says; and everybody is told. Decided in `recovery`; restarts are Jupyter's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from jupyter_kernelpool.behind import find_exit_code, find_pid, find_way, poke
+from jupyter_kernelpool.chronicle import Chronicle
+from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.ending import end_tree
+from jupyter_kernelpool.health import Verdict
+from jupyter_kernelpool.health_settings import KernelHealth
+from jupyter_kernelpool.lives import Life, Lives
+from jupyter_kernelpool.recovery import Recovery, Stay, decide, describe_end
+from jupyter_kernelpool.starts import Starts
+
+REMEMBERED_ENDS = 100
+DIED = "KernelDied"
+
+log = logging.getLogger("jupyter_kernelpool")
+
+
+class Aftermath:
+    """What follows the ends of the processes of all kernels of *manager*, the server's kernel manager."""
+
+    def __init__(
+        self, manager: Any, settings: KernelHealth, lives: Lives, starts: Starts, edge: Edge, chronicle: Chronicle
+    ) -> None:
+        self._manager = manager
+        self._settings = settings
+        self._lives = lives
+        self._starts = starts
+        self._edge = edge
+        self._chronicle = chronicle
+        self._acts: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """The server stops: nothing comes back any more."""
+        for task in list(self._acts):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def exited(self, kernel_id: str) -> None:
+        """The process of a kernel that is not to be restarted (KernelManager.autorestart) has ended."""
+        life = self._lives.find(kernel_id)
+        if life is not None and kernel_id in self._manager and life.end is None and not life.coming_back:
+            self.leave_unwatched(kernel_id, life)
+
+    def gives_up(self, kernel_id: str) -> None:
+        """Jupyter's restarter restarted the kernel too often, and Jupyter is about to forget it."""
+        life = self._lives.find(kernel_id)
+        end = life.end if life is not None and life.end is not None else "Its process ended"
+        reason = f"{end}, again and again; Jupyter gave up restarting it, and forgets it."
+        log.warning("Kernel %s: %s", kernel_id, reason)
+        self._chronicle.dies(kernel_id, reason, by_itself=True)
+
+    def is_bringing_back(self, kernel_id: str) -> bool:
+        """Whether a process for it is being made here, and nobody else is to start one."""
+        life = self._lives.find(kernel_id)
+        return life is not None and life.coming_back
+
+    def stays_dead(self, kernel_id: str) -> bool:
+        """The kernel's process has ended by itself: whether it is not to be restarted, or not yet; asked by the
+        restarter, again and again. The first time decides what follows, and tells everybody.
+        """
+        if kernel_id not in self._manager:
+            return False
+        life = self._lives.of(kernel_id)
+        if life.end is None and not life.coming_back:
+            self._note_end(kernel_id, life)
+        return life.stays or life.coming_back or time.monotonic() < life.restart_at
+
+    def _note_end(self, kernel_id: str, life: Life) -> None:
+        kernel = self._manager.get_kernel(kernel_id)
+        code = find_exit_code(kernel)
+        end, failed = f"Its process ended {describe_end(code)}", code != 0
+        if not life.standing.answered and find_way(kernel) == "cold":
+            self._starts.failed(kernel.kernel_name, f"its process ended {describe_end(code)} before it answered")
+        decision = decide(life.ends, failed=failed, policy=self._policy(kernel), now=time.monotonic())
+        here = self._restores(kernel_id)
+        self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
+
+    def leave_unwatched(self, kernel_id: str, life: Life) -> None:
+        end = f"Its process ended {describe_end(find_exit_code(self._manager.get_kernel(kernel_id)))}"
+        stay = Stay("Jupyter is set not to restart it (KernelManager.autorestart)")
+        self._follow_up(kernel_id, life, end, stay, cause="died", failed=True, here=False)
+
+    def _follow_up(
+        self, kernel_id: str, life: Life, end: str, decision: Any, *, cause: str, failed: bool, here: bool
+    ) -> None:
+        """Tell of the end, and have done what was decided: by the restarter, or with *here* by ourselves."""
+        self._chronicle.ends(kernel_id, cause, end)
+        now = time.monotonic()
+        life.end = end
+        life.ends = [*life.ends[1 - REMEMBERED_ENDS :], now]
+        life.standing = replace(
+            life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
+        )
+        if isinstance(decision, Stay):
+            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel stays dead: {decision.why}.")
+            self._leave_dead(kernel_id, life, f"{end}, and it stays dead: {decision.why}.")
+            return
+        follows = (
+            "goes back to its last checkpoint" if self._restores(kernel_id) else "is restarted without its variables"
+        )
+        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {follows}.")
+        life.restart_at = now + decision.pause
+        log.warning("Kernel %s: %s; it comes back in %g s", kernel_id, end, decision.pause)
+        kernel = self._manager.get_kernel(kernel_id)
+        kernel.restarts_for = cause, end
+        if decision.pause:
+            kernel.reason = f"{end}; it is restarted in {decision.pause:g} s."
+        if here:
+            life.coming_back = True
+            self._begin(self._bring_back(kernel_id, life, end, decision.pause))
+        elif decision.pause:
+            self._begin(self._poke_later(kernel_id, decision.pause))
+
+    def _leave_dead(self, kernel_id: str, life: Life, reason: str) -> None:
+        kernel = self._manager.get_kernel(kernel_id)
+        life.stays = True
+        kernel.execution_state, kernel.reason = "dead", reason
+        log.warning("Kernel %s: %s", kernel_id, reason)
+        self._edge.declare_dead(kernel_id)
+        self._chronicle.dies(kernel_id, reason, by_itself=True)
+
+    async def _poke_later(self, kernel_id: str, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if kernel_id in self._manager:
+            poke(self._manager.get_kernel(kernel_id))
+
+    async def _bring_back(self, kernel_id: str, life: Life, end: str, pause: float) -> None:
+        """Give the kernel its last checkpoint, or a fresh process, in the place of the restarter."""
+        try:
+            await asyncio.sleep(pause)
+            if self._lives.find(kernel_id) is not life or life.end is None or kernel_id not in self._manager:
+                return  # its user restarted it meanwhile, or shut it down
+            kernel = self._manager.get_kernel(kernel_id)
+            kernel.execution_state = "starting"
+            outcome = await self._manager.bring_back(kernel_id, restore=self._settings.restore)
+        except Exception as error:
+            if self._lives.find(kernel_id) is life and kernel_id in self._manager:
+                self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")
+            return
+        finally:
+            life.coming_back = False
+        if outcome == "restarted":
+            self._edge.declare_restarting(kernel_id)
+
+    async def end(self, kernel_id: str, kernel: Any, life: Life) -> None:
+        """End the kernel's process, which answers nothing, and bring the kernel back."""
+        life.coming_back = True  # before it ends: the restarter is to leave it alone
+        end = f"It did not answer ({life.standing.verdict.value}), nor when it was interrupted, and was ended"
+        policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
+        try:
+            pid = find_pid(kernel)
+            if pid:
+                others = self._manager.pool.supervision.pids - {pid}
+                await asyncio.to_thread(end_tree, pid, others)
+        finally:
+            life.coming_back = False
+        decision = decide(life.ends, failed=True, policy=policy, now=time.monotonic())
+        # Its silence is counted already.
+        self._follow_up(kernel_id, life, end, decision, cause="unresponsive", failed=False, here=True)
+
+    # -- parts --------------------------------------------------------------------------------------
+
+    def _policy(self, kernel: Any) -> Any:
+        return self._settings.recovery_of(self._manager.pool.settings_for(kernel.kernel_name).recovery)
+
+    def _restores(self, kernel_id: str) -> bool:
+        return self._settings.restore and bool(self._manager.forking.checkpoints_of(kernel_id))
+
+    def _begin(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(act, name="kernelpool-aftermath")
+        self._acts.add(task)
+        task.add_done_callback(self._acts.discard)

@@ -1,0 +1,68 @@
+"""What is known of each kernel over all its processes: whether it answers, how its processes ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_kernelpool import metrics
+from jupyter_kernelpool.health import Standing
+
+log = logging.getLogger("jupyter_kernelpool")
+
+
+@dataclass
+class Life:
+    """What is known of one kernel, over all its processes.
+
+    *end* says how its process ended, until there is another one. It *stays* dead, or is restarted not before
+    *restart_at*; with *coming_back* that is done here, and not by the restarter.
+    """
+
+    born: float
+    standing: Standing = field(default_factory=Standing)
+    ends: list[float] = field(default_factory=list)
+    end: str | None = None
+    stays: bool = False
+    restart_at: float = 0.0
+    coming_back: bool = False
+    silent_since: float = 0.0
+
+
+class Lives:
+    """Those of all kernels of *manager*, the server's kernel manager."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._known: dict[str, Life] = {}
+
+    @property
+    def kernel_ids(self) -> frozenset[str]:
+        """Whose they are."""
+        return frozenset(self._known)
+
+    def find(self, kernel_id: str) -> Life | None:
+        """The kernel's, if anything is known of it."""
+        return self._known.get(kernel_id)
+
+    def begin(self, kernel_id: str) -> Life:
+        """That of a kernel which may not be the manager's yet."""
+        return self._known.setdefault(kernel_id, Life(time.monotonic()))
+
+    def of(self, kernel_id: str) -> Life:
+        """That of a kernel of the manager's, who may have adopted it."""
+        known = self._known.get(kernel_id)
+        if known is not None:
+            return known
+        life = self.begin(kernel_id)
+        if not self._manager.get_kernel(kernel_id).owns_kernel:
+            life.standing = Standing(answered=True)
+            metrics.ADOPTED.inc()
+            log.info("Kernel %s ran already, and is shown and looked after from now on", kernel_id)
+        return life
+
+    def forget(self, kernel_id: str) -> None:
+        """The kernel is gone for good."""
+        self._known.pop(kernel_id, None)
