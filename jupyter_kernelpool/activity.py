@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jupyter_kernelpool import backlog
 from jupyter_kernelpool.ledger import Ledger
 from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.output import display_of, size_of
@@ -27,7 +26,6 @@ def feed(kernel: Any, ledger: Ledger, alive: Callable[[], None] | None = None) -
     stock = stream._recv_callback
 
     def heard(parts: list[Any]) -> None:
-        backlog.note(stream, parts)
         if is_nudge(parts):
             return
         stock(parts)

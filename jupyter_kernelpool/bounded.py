@@ -10,7 +10,6 @@ from typing import Any
 
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 
-from jupyter_kernelpool import backlog
 from jupyter_kernelpool.allowance import human
 from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output_watch import OutputWatch
@@ -55,7 +54,6 @@ class Bounded:
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
         """As stock; output beyond its limit is left out."""
-        backlog.note(stream, outgoing_msg)
         gate = self._gate
         if gate is not None and getattr(stream, "channel", stream) == "iopub" and gate.limits:
             judged = _judge(gate, outgoing_msg)

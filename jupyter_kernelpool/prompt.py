@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import zmq
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from jupyter_kernelpool.allowance import Breach
-from jupyter_kernelpool.backlog import Backlog
 from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
@@ -24,6 +24,7 @@ from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
 
 LOCAL_PROVISIONER = "local-provisioner"
+WAITING = 8  # messages of iopub that the server has not yet read, for each subscriber
 
 
 def pending(
@@ -194,10 +195,15 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         """The process is dead, and another takes its place: what ran in it gets no answer any more."""
 
     def connect_iopub(self, *args: Any, **kwargs: Any) -> Any:
-        """As stock; what waits there for the server is bounded by bytes, where the kernel can hold the rest."""
+        """As stock; but ZeroMQ, which counts messages and not bytes, holds few for the server: a thousand images are a
+        gigabyte. The others wait in the kernel, which holds the more (`kernelside/app.py`): none is lost for that.
+
+        Not to be changed while messages come: libzmq (`pipe.cpp`) would forget those that were read, and may sleep for
+        ever. None has come yet, for nobody has asked for them before this one.
+        """
         stream = super().connect_iopub(*args, **kwargs)
         if self.pooled is not None and self.pooled.claimed is not None:
-            stream.backlog = Backlog(stream.socket)
+            stream.socket.setsockopt(zmq.RCVHWM, WAITING)
         return stream
 
     def cleanup_ipc_files(self) -> None:
