@@ -47,7 +47,7 @@ class Bounded:
     def disconnect(self) -> Any:
         """As stock; what is kept for the client is held to the limits as what it got."""
         left = super().disconnect()  # type: ignore[misc]
-        replay = self._find_replay()
+        replay = self.find_replay()
         if replay is not None:
             replay.gate = self._gate
         return left
@@ -82,13 +82,13 @@ class Bounded:
         return bool(super()._limit_rate(channel, msg, msg_list))  # type: ignore[misc]
 
     def _find_gate(self, watch: OutputWatch) -> Gate:
-        replay = self._find_replay()
+        replay = self.find_replay()
         if replay is None or replay.gate is None:
             return Gate(self.kernel_id, self.session, watch)
         replay.gate.session = self.session
         return replay.gate
 
-    def _find_replay(self) -> Replay | None:
+    def find_replay(self) -> Replay | None:
         """What is kept for this client, if it is ours to know."""
         kept = getattr(self.multi_kernel_manager, "_kernel_buffers", {}).get(self.kernel_id)
         if kept is None or kept["session_key"] != getattr(self, "session_key", None):

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jupyter_kernelpool.ledger import Ledger
+from jupyter_kernelpool.ledger import Execution, Ledger
 
 
 class Connection(Protocol):
@@ -19,6 +19,9 @@ class Connection(Protocol):
 
     def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
         """End every execution that this client waits for with that error; the headers of those."""
+
+    def ended(self, msg_id: str) -> None:
+        """The kernel has ended the execution with that id, and is to have answered it."""
 
     def declare_dead(self) -> None:
         """Say that the kernel is dead, as jupyter_server does when restarts failed."""
@@ -35,13 +38,14 @@ class Edge:
         self._ledgers: dict[str, Ledger] = {}
         self.on_ledger: list[Callable[[str, Ledger], None]] = []  # whoever listens to every kernel's
         self.requested: dict[str, dict[str, Any]] = {}  # limits in the metadata of execute requests, by kernel and id
+        self.last_words: dict[str, tuple[str, str]] = {}  # with what the executions of a process were given up last
         self.unread: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # said while no client was there
 
     def ledger(self, kernel_id: str) -> Ledger:
         """What runs in the kernel; made when it is first asked for."""
         if kernel_id not in self._ledgers:
             ledger = self._ledgers[kernel_id] = Ledger()
-            ledger.on_end.append(lambda execution: self._forget_request(kernel_id, execution.msg_id))
+            ledger.on_end.append(lambda execution: self._ended(kernel_id, execution))
             for listener in self.on_ledger:
                 listener(kernel_id, ledger)
         return self._ledgers[kernel_id]
@@ -63,6 +67,7 @@ class Edge:
         self._connections.pop(kernel_id, None)
         self._ledgers.pop(kernel_id, None)
         self.unread.pop(kernel_id, None)
+        self.last_words.pop(kernel_id, None)
 
     def clear(self, kernel_id: str) -> None:
         """The kernel's process is gone or replaced: nothing of what it was asked runs any more."""
@@ -92,7 +97,9 @@ class Edge:
             del self.unread[kernel_id][:-20]
 
     def give_up(self, kernel_id: str, ename: str, evalue: str) -> None:
-        """The process is gone: every execution that a client waits for ends with that error."""
+        """The process is gone: every execution that a client waits for ends with that error; also for one that is away,
+        when it comes back."""
+        self.last_words[kernel_id] = ename, evalue
         for connection in self.connections(kernel_id):
             connection.give_up(ename, evalue)
         self.clear(kernel_id)
@@ -107,5 +114,8 @@ class Edge:
         for connection in self.connections(kernel_id):
             connection.declare_restarting()
 
-    def _forget_request(self, kernel_id: str, msg_id: str) -> None:
-        self.requested.get(kernel_id, {}).pop(msg_id, None)
+    def _ended(self, kernel_id: str, execution: Execution) -> None:
+        self.requested.get(kernel_id, {}).pop(execution.msg_id, None)
+        if not execution.lost:
+            for connection in self.connections(kernel_id):
+                connection.ended(execution.msg_id)

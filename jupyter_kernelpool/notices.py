@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -18,6 +19,12 @@ from jupyter_kernelpool.activity import HEADER, PARENT
 from jupyter_kernelpool.edge import Edge
 
 V1 = "v1.kernel.websocket.jupyter.org"
+ANSWER_WITHIN = 3.0  # seconds after an execution ended in which its reply is to have come
+NOT_ANSWERED = (
+    "NotAnswered",
+    "The kernel has ended this without an answer, as it does where an interrupt comes just when a cell begins or ends. "
+    "It may not have run.",
+)
 
 
 def read_incoming(subprotocol: Any, message: Any) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
@@ -43,6 +50,7 @@ class Notices:
     session: Any
     kernel_id: str
     write_own: Any
+    find_replay: Any
     _subprotocol: Any = None
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
 
@@ -71,18 +79,26 @@ class Notices:
         return self._subprotocol
 
     async def connect(self) -> None:
-        """As stock; afterwards the client is told of what concerns it."""
+        """As stock; afterwards the client is told of what concerns it; what it waited for when it left is answered."""
+        replay = self.find_replay()
+        if replay is not None:
+            self._awaited = replay.awaited
         connected = super().connect()  # type: ignore[misc]
         if connected is not None:
             await connected
         if self.edge is not None and self.websocket_handler.ws_connection is not None:  # else it has gone meanwhile
             self.edge.enter(self.kernel_id, self)
+            self._answer_soon(list(self._awaited), self.edge.last_words.get(self.kernel_id, NOT_ANSWERED))
 
     def disconnect(self) -> Any:
-        """As stock."""
+        """As stock; what the client waits for is kept with what is kept for it."""
         if self.edge is not None:
             self.edge.leave(self.kernel_id, self)
-        return super().disconnect()  # type: ignore[misc]
+        left = super().disconnect()  # type: ignore[misc]
+        replay = self.find_replay()
+        if replay is not None:
+            replay.awaited = self._awaited
+        return left
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """As stock, which leaves out what comes when the client has gone; takes note of what is asked for."""
@@ -110,18 +126,47 @@ class Notices:
         awaited, self._awaited = list(self._awaited.values()), {}
         ledger = self.edge.ledger(self.kernel_id) if self.edge is not None else None
         for place, header in enumerate(awaited):
-            error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
             ran = ledger is not None and ledger.find(header["msg_id"]) is not None
             if place == 0 and (ledger is None or ledger.running is None):
                 ran = True  # a cell that ends its process, or holds its interpreter, at once is not heard to begin
-            if ran:
-                self.publish("iopub", "error", error, header)
-            else:
-                self.say(f"Not run. {evalue}", header)
-            status = "error" if ran else "aborted"
-            self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
-            self.publish("iopub", "status", {"execution_state": "idle"}, header)
+            self._end(header, ename, evalue, ran=ran)
         return awaited
+
+    def ended(self, msg_id: str) -> None:
+        """The kernel has ended the execution with that id, and is to have answered it.
+
+        Upstream workaround: ipykernel sends no reply where an interrupt comes between its taking hold of SIGINT and the
+        cell's first line, or after the last; the client would wait for ever.
+        https://github.com/ipython/ipykernel/blob/main/ipykernel/kernelbase.py `dispatch_shell`, "KeyboardInterrupt
+        caught in kernel". `tests/integration/test_upstream_workarounds.py` tells when this can go.
+        """
+        if msg_id in self._awaited:
+            self._answer_soon([msg_id], NOT_ANSWERED)
+
+    def _answer_soon(self, msg_ids: list[str], words: tuple[str, str]) -> None:
+        if msg_ids:
+            asyncio.get_running_loop().call_later(ANSWER_WITHIN, self._answer, msg_ids, words)
+
+    def _answer(self, msg_ids: list[str], words: tuple[str, str]) -> None:
+        """Answer, in the kernel's name, what it neither runs nor is to run, and has not answered."""
+        if self.edge is None or self not in self.edge.connections(self.kernel_id):
+            return  # the client has gone: when it comes back
+        ledger = self.edge.ledger(self.kernel_id)
+        for msg_id in msg_ids:
+            if msg_id not in self._awaited or ledger.find(msg_id) is not None or msg_id in ledger.expected:
+                continue
+            self._end(self._awaited.pop(msg_id), *words, ran=True)
+
+    def _end(self, header: dict[str, Any], ename: str, evalue: str, *, ran: bool) -> None:
+        """End one execution with that error; *ran*: it may have begun."""
+        error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
+        if ran:
+            self.publish("iopub", "error", error, header)
+        else:
+            self.say(f"Not run. {evalue}", header)
+        status = "error" if ran else "aborted"
+        self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
+        self.publish("iopub", "status", {"execution_state": "idle"}, header)
 
     def declare_dead(self) -> None:
         """Say that the kernel is dead, as jupyter_server does when restarts failed."""

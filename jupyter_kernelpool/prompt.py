@@ -24,7 +24,7 @@ from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.restarter import PromptRestarter
 
 LOCAL_PROVISIONER = "local-provisioner"
-WAITING = 8  # messages of iopub that the server has not yet read, for each subscriber
+WAITING = 16  # messages of iopub that the server has not yet read, for each subscriber
 
 
 def pending(

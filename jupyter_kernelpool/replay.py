@@ -34,6 +34,7 @@ class Replay:
     def __init__(self, limit: int, session: Any) -> None:
         """*session* reads and signs the kernel's messages."""
         self.gate: Gate | None = None
+        self.awaited: dict[str, dict[str, Any]] = {}  # headers of the requests that the client waits for
         self._limit = limit
         self._session = session
         self._messages: dict[int, tuple[str, list[Any]]] = {}  # by number, in the order in which they came

@@ -31,7 +31,9 @@ from .machinery import Machinery
 
 DEBUG_SHELL = "inproc://jupyter-kernelpool-debug-shell"
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-HELD = 2000  # messages of iopub for each subscriber; ZeroMQ's thousand, and the one that waits in the server with stock
+HELD = (
+    4000  # messages of iopub for each subscriber: more than the thousand here and the thousand in the server with stock
+)
 BIND_TIMEOUT = 10.0
 CONTROL_TIMEOUT = 1.0
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +82,23 @@ def size_of(published: list[dict[str, Any]]) -> int:
 def memory_of(server: Server) -> int:
     assert server.process is not None
     return int(psutil.Process(server.process.pid).memory_info().rss)
+
+
+@contextlib.contextmanager
+def as_reader(tab: Browser) -> Iterator[None]:
+    """Read what comes to *tab*, and forget it."""
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                tab.receive(timeout=0.2)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    yield
+    ended.set()
+    reader.join()
 
 
 def breaches(server: Server, kernel: str) -> Any:
@@ -382,6 +400,39 @@ def test_replay_is_bounded_where_output_is_not(kp_start: Callable[..., Server]) 
     assert "some output is left out: 8 MB are kept while no client is connected" in texts[0]
     assert texts[-1].startswith("99 ")
     assert 2 * MB < size_of(replayed) <= 8 * MB
+
+
+LARGE = {
+    "images": ("d = {'image/png': 'x' * (1 << 20)}\nfor n in range(200): display(d, raw=True)", "display_data", 200),
+    "updates": (
+        "h = display({'text/plain': 'x'}, raw=True, display_id=True)\n"
+        "for n in range(2000): h.update({'text/plain': 'x' * 60_000}, raw=True)",
+        "update_display_data",
+        2000,
+    ),
+}
+
+
+@pytest.mark.parametrize("code, kind, count", LARGE.values(), ids=LARGE)
+def test_large_outputs_in_a_tight_loop_come_whole_and_cost_the_server_little(
+    kp_start: Callable[..., Server], code: str, kind: str, count: int
+) -> None:
+    server = kp_start("--ZMQChannelsWebsocketConnection.limit_rate=False")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab, browser(server, kernel) as other:
+        assert tab.execute("1+1") == "2"
+        before, most, came, idle = memory_of(server), 0, 0, False
+        request = tab.send("execute_request", execution(code))
+        with as_reader(other):
+            while not idle:
+                message = tab.receive()
+                if message["parent_header"].get("msg_id") == request and message["channel"] == "iopub":
+                    came += message["header"]["msg_type"] == kind
+                    idle = message["content"].get("execution_state") == "idle"
+                most = max(most, memory_of(server)) if came % 10 == 0 else most
+        assert came == count
+        assert most - before < 120 * MB, "of 200 MB"
 
 
 def test_capabilities_say_who_holds_output(server: Server) -> None:

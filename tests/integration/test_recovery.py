@@ -60,6 +60,44 @@ def test_a_crash_is_told_to_who_waits_and_the_kernel_comes_back(server: Server, 
         assert (model(server, kernel)["failure_count"], model(server, sibling)["failure_count"]) == (1, 0)
 
 
+def test_a_client_that_was_away_when_its_kernel_ended_is_told_when_it_comes_back(server: Server) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel, "away") as tab:
+        tab.execute("x = 1")
+        running = tab.send("execute_request", execution("import time; time.sleep(60)"))
+        queued = tab.send("execute_request", execution("print(x)"))
+        eventually(lambda: model(server, kernel)["execution_state"] == "busy", "it runs")
+    os.kill(model(server, kernel)["pid"], signal.SIGKILL)
+    eventually(lambda: model(server, kernel)["failure_count"] == 1 and model(server, kernel)["pid"], "it came back")
+    with browser(server, kernel, "away") as tab:
+        replies = {}
+        while len(replies) < 2:
+            message = tab.receive()
+            if message["header"]["msg_type"] == "execute_reply":
+                replies[message["parent_header"]["msg_id"]] = message["content"]
+        assert {reply["ename"] for reply in (replies[running], replies[queued])} == {"KernelDied"}
+        assert "SIGKILL" in replies[running]["evalue"]
+        assert tab.execute("x") == "NameError"
+
+
+def test_a_client_that_was_away_while_its_cell_went_on_is_told_nothing_of_ours(server: Server) -> None:
+    kernel = server.start_kernel()
+    with browser(server, kernel, "back") as tab:
+        tab.execute("x = 1")
+        ended = tab.send("execute_request", execution("import time; time.sleep(1); 6 * 7"))
+        running = tab.send("execute_request", execution("time.sleep(8); 7 * 8"))
+        eventually(lambda: model(server, kernel)["execution_state"] == "busy", "it runs")
+    time.sleep(3)
+    with browser(server, kernel, "back") as tab:
+        told: dict[str, list[str]] = {ended: [], running: []}
+        while not any(kind == "execute_reply" for kind in told[running]):
+            message = tab.receive()
+            told.setdefault(message["parent_header"].get("msg_id", ""), []).append(message["header"]["msg_type"])
+            assert message["content"].get("status") != "error", message
+        assert [kinds.count("execute_reply") for kinds in (told[ended], told[running])] == [1, 1]
+        assert tab.execute("print(x)") == "1"
+
+
 def test_an_exception_runs_once_and_is_no_failure(server: Server) -> None:
     kernel = server.start_kernel()
     marks = server.root / "marks"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import psutil
@@ -17,7 +19,11 @@ from jupyter_events import EventLogger
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
 from tornado import web
 
-from jupyter_kernelpool.manager import PooledKernelManager, PoolingKernelManager
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.notices import ANSWER_WITHIN
+from jupyter_kernelpool.pooled import PooledKernelManager
+
+from .browsers import browser, execution
 
 pytestmark = pytest.mark.integration
 
@@ -167,3 +173,44 @@ async def test_own_schemas_of_a_subclass_are_registered(managers: Any, registrat
     kernel = PooledKernelManager(parent=parent, extra_event_schema_paths=[schema])
     assert kernel.event_logger is not None
     assert registrations == [schema, schema], "the core's and its own"
+
+
+# An interrupt that comes before the first line of the next cell.
+INTERRUPTED_EARLY = """
+kernel = get_ipython().kernel
+stock = kernel.shell_handlers["execute_request"]
+async def hit(*args, **kwargs):
+    kernel.shell_handlers["execute_request"] = stock
+    raise KeyboardInterrupt
+kernel.shell_handlers["execute_request"] = hit
+"""
+
+
+def test_stock_still_leaves_a_cell_that_is_interrupted_early_without_an_answer(kp_start: Any) -> None:
+    """Fails when ipykernel answers: `Notices.ended` can then go."""
+    server = kp_start("--KernelPool.enabled=False")
+    client = server.client(server.start_kernel())
+    server.run(client, INTERRUPTED_EARLY)
+    request = client.execute("print(1)")
+    while (message := client.get_iopub_msg(timeout=20))["content"].get("execution_state") != "idle":
+        assert message["parent_header"].get("msg_id") == request
+    with pytest.raises(Empty):
+        client.get_shell_msg(timeout=ANSWER_WITHIN)
+    assert server.run(client, "print(2)") == "2"
+
+
+@pytest.mark.parametrize("warm", [1, 0], ids=["pooled", "cold"])
+def test_cell_that_is_interrupted_early_is_answered(kp_start: Any, warm: int) -> None:
+    server = kp_start(f"--KernelPool.warm={warm}", f"--KernelPool.max_warm={warm}")
+    if warm:
+        server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        tab.execute(INTERRUPTED_EARLY)
+        began = time.monotonic()
+        reply, _ = tab.until_idle(tab.send("execute_request", execution("x = 1")))
+        assert (reply["status"], reply["ename"]) == ("error", "NotAnswered")
+        assert time.monotonic() - began < ANSWER_WITHIN + 5
+        assert tab.execute("x") == "NameError", "it did not run"
+        began = time.monotonic()
+        assert tab.execute(f"import time; time.sleep({ANSWER_WITHIN + 1}); 2") == "2", "one that runs is waited for"
