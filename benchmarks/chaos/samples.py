@@ -37,6 +37,21 @@ def describe_processes(runtime: Path) -> list[str]:
     return lines
 
 
+def count_fds(pid: int) -> int:
+    """Open files of *pid*, but for the pidfds of processes that live: the supervisor has one for each cold kernel."""
+    found = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            watches = "pidfd" in str(fd.readlink())
+            found += not (watches and watched(Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text(encoding="ascii")) > 0)
+    return found
+
+
+def watched(info: str) -> int:
+    """The process of a pidfd, from what /proc says of it; -1 if it has ended."""
+    return int(next((line.split()[1] for line in info.splitlines() if line.startswith("Pid:")), -1))
+
+
 def sample(server: int, supervisor: int | None, runtime: Path) -> dict[str, float]:
     """The figures now; what can't be read is left out."""
     below = set(find_processes(runtime)) - {server}
@@ -44,12 +59,12 @@ def sample(server: int, supervisor: int | None, runtime: Path) -> dict[str, floa
         below |= {child.pid for child in psutil.Process(server).children(recursive=True)}  # zombies have no environment
     found: dict[str, float] = {"processes": len(below)}
     for name, pid in (("server", server), ("supervisor", supervisor)):
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             if pid:
                 process = psutil.Process(pid)
                 memory = process.memory_full_info()
                 found |= {
-                    f"{name}_fds": process.num_fds(),
+                    f"{name}_fds": count_fds(pid),
                     f"{name}_rss": memory.rss / MIB,
                     f"{name}_pss": memory.pss / MIB,
                     f"{name}_threads": process.num_threads(),
