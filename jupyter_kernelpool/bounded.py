@@ -16,6 +16,8 @@ from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.replay import Kept, Replay
 
 MOST_PARTS = 1000  # of a message: a frame that says more is none of that protocol
+PAUSE_AT = 0.5  # share of what may wait for a client, at which its kernel's output is left where it is
+NOT_READING = 10.0  # seconds in which a client for which it is left there reads nothing
 
 
 class Bounded:
@@ -29,7 +31,11 @@ class Bounded:
     _gate: Gate | None = None
     _judging: bool = False  # a message that has passed the gate is being written
     _pending: int = 0  # bytes that the client has not read
+    _read: int = 0  # bytes that it has read
     _slow: bool = False
+    _paused: asyncio.TimerHandle | None = (
+        None  # the kernel's output is left in its queue, which ends here at the latest
+    )
     _replaying: bool = False  # what is being written was kept while the client was away
 
     @property
@@ -46,6 +52,7 @@ class Bounded:
 
     def disconnect(self) -> Any:
         """As stock; what is kept for the client is held to the limits as what it got."""
+        self._end_pause()
         left = super().disconnect()  # type: ignore[misc]
         replay = self.find_replay()
         if replay is not None:
@@ -107,24 +114,65 @@ class Bounded:
                 return done
         most = self.multi_kernel_manager.guard.limits.pending
         if most and self._pending > most:  # before this message: one that is larger by itself is no sign of slowness
-            self._slow = True
-            self.log.warning(
-                "Kernel %s: a client is disconnected for not reading: %s are pending",
-                self.kernel_id,
-                human("output", self._pending),
-            )
-            handler.ws_connection.stream.close()  # not the websocket's close, which would wait for its turn
+            self._cut()
             return done
         size = 0 if self._replaying else len(message)  # what was kept has its own bound
         written = type(handler).write_message(handler, message, binary=binary)
         self._pending += size
         written.add_done_callback(lambda future: self._written(future, size))
+        if most and self._pending > PAUSE_AT * most:
+            self._pause()
         return written
 
     def _written(self, future: Any, size: int) -> None:
         self._pending -= size
+        self._read += size
+        if self._paused is not None and self._pending <= PAUSE_AT / 2 * self.multi_kernel_manager.guard.limits.pending:
+            self._end_pause()
+            if self._iopub() is not None:
+                self._iopub().on_recv_stream(self.handle_outgoing_message)
         if not future.cancelled():
             future.exception()  # the client is gone: its handler is told
+
+    def _pause(self) -> None:
+        """Take no more of the kernel's output until the client has read of what waits for it.
+
+        Not where ZeroMQ would take it in the server's place, as from a kernel that started the stock way.
+        """
+        iopub = self._iopub()
+        if self._paused is None and getattr(iopub, "is_shallow", False):
+            iopub.stop_on_recv()
+            self._wait_for_reading()
+
+    def _wait_for_reading(self) -> None:
+        self._paused = asyncio.get_running_loop().call_later(NOT_READING, self._look_whether_it_reads, self._read)
+
+    def _look_whether_it_reads(self, before: int) -> None:
+        if self._read == before:
+            self._end_pause()
+            self._cut()
+        else:
+            self._wait_for_reading()
+
+    def _end_pause(self) -> None:
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+
+    def _iopub(self) -> Any:
+        """The stream from which the kernel's output comes; None where another's class has none, or it is closed."""
+        iopub = (getattr(self, "channels", None) or {}).get("iopub")
+        return iopub if iopub is not None and not iopub.closed() else None
+
+    def _cut(self) -> None:
+        """Disconnect the client, which does not read."""
+        self._slow = True
+        self.log.warning(
+            "Kernel %s: a client is disconnected for not reading: %s are pending",
+            self.kernel_id,
+            human("output", self._pending),
+        )
+        self.websocket_handler.ws_connection.stream.close()  # not the websocket's close, which would wait for its turn
 
 
 def _judge(gate: Gate, parts: list[Any]) -> list[Any] | None:

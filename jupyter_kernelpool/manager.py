@@ -43,6 +43,8 @@ from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.replay import Replay
 from jupyter_kernelpool.sums import Group
 from jupyter_kernelpool.textfile import WRITE_EVERY, MetricsFile
+from jupyter_kernelpool.tidy import EVERY as TIDY_EVERY
+from jupyter_kernelpool.tidy import Tidier
 from jupyter_kernelpool.undo import Undo
 from jupyter_kernelpool.wishes import Wishes
 
@@ -79,7 +81,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.events = Events(first=int(time.time() * 1000))
         self.lookout = Lookout(KernelAlerts(**made))
         self.metrics_file = MetricsFile(self.pool.metrics_file)
+        tidier = Tidier()
         self.keeper.rounds += [
+            Round("tidy", TIDY_EVERY, tidier.go, lambda: tidier.has_work),
             Round("alerts", JUDGE_EVERY, self.lookout.round),
             Round("metrics file", WRITE_EVERY, self.metrics_file.write, lambda: bool(self.metrics_file.path)),
         ]

@@ -204,6 +204,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         stream = super().connect_iopub(*args, **kwargs)
         if self.pooled is not None and self.pooled.claimed is not None:
             stream.socket.setsockopt(zmq.RCVHWM, WAITING)
+            stream.is_shallow = True  # what is not read from it waits in the kernel
         return stream
 
     def cleanup_ipc_files(self) -> None:

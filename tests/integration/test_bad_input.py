@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,22 @@ def starts_cold_and_says(server: Server, *told: str) -> None:
     assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "cold"
     assert server.recipe()["warm"] == 0
     assert server.log.count("start cold") == 1, "the log says why, once"
+
+
+# What a driver of CUDA would answer once it is initialised; tests/integration/test_gpu.py has a real one.
+WITH_CUDA = "import sys; sys.modules['_jupyter_kernelpool.hazards'].cuda_is_initialised = lambda _: True"
+
+
+def test_template_whose_init_code_began_cuda_is_not_used(kp_start: Callable[..., Server]) -> None:
+    starts_cold_and_says(kp_start(f"--KernelPool.init_code={WITH_CUDA}"), "CUDA is initialised")
+
+
+def test_kernels_are_spawned_ahead_where_a_preload_began_cuda(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "cuda_user.py").write_text(WITH_CUDA)
+    server = kp_start("--KernelPool.preload=cuda_user", PYTHONPATH=str(tmp_path))
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "spawn"
 
 
 def test_preload_that_fails_shows_its_traceback(kp_start: Callable[..., Server]) -> None:

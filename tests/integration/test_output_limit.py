@@ -318,8 +318,12 @@ def raw_client(server: Server, kernel: str, session: str) -> Iterator[socket.soc
         yield one
 
 
-def test_client_that_does_not_read_is_disconnected(kp_start: Callable[..., Server]) -> None:
-    server = kp_start("--KernelLimits.pending=8M", "--ZMQChannelsWebsocketConnection.limit_rate=False")
+@pytest.mark.parametrize("warm", [1, 0], ids=["pooled", "cold"])
+def test_client_that_does_not_read_is_disconnected(kp_start: Callable[..., Server], warm: int) -> None:
+    rate = "--ZMQChannelsWebsocketConnection.limit_rate=False"
+    server = kp_start("--KernelLimits.pending=8M", rate, f"--KernelPool.warm={warm}", f"--KernelPool.max_warm={warm}")
+    if warm:
+        server.wait_warm(1)
     kernel = server.start_kernel()
     with browser(server, kernel) as tab, raw_client(server, kernel, "slow"):
         assert tab.execute("1+1") == "2"
@@ -332,6 +336,27 @@ def test_client_that_does_not_read_is_disconnected(kp_start: Callable[..., Serve
         eventually(lambda: "a client is disconnected for not reading" in server.log, "the log says so")
         eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["connections"] == 1, "it is gone")
         assert tab.execute("1+1") == "2"
+
+
+def test_client_that_reads_slowly_gets_all_and_costs_little(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelLimits.pending=4M", "--ZMQChannelsWebsocketConnection.limit_rate=False")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert tab.execute("1+1") == "2"
+        before, most, images, idle = memory_of(server), 0, 0, False
+        code = "d = {'image/png': 'x' * (1 << 20)}\nfor n in range(150): display(d, raw=True)"
+        request = tab.send("execute_request", execution(code))
+        while not idle:
+            message = tab.receive()
+            if message["parent_header"].get("msg_id") == request and message["channel"] == "iopub":
+                images += message["header"]["msg_type"] == "display_data"
+                idle = message["content"].get("execution_state") == "idle"
+                time.sleep(0.03)
+            most = max(most, memory_of(server))
+        assert images == 150
+        assert most - before < 80 * MB, "of 150 MB"
+        assert "disconnected for not reading" not in server.log
 
 
 def leave_printing(server: Server, kernel: str, code: str) -> None:

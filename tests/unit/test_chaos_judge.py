@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from benchmarks.chaos.judge import (
 )
 from benchmarks.chaos.report import make_page
 from benchmarks.chaos.run import find_tracebacks
+from benchmarks.chaos.samples import count_fds
 
 FDS = Limit("server_fds", "", 24)
 
@@ -147,3 +151,18 @@ def test_tracebacks_in_a_log_are_counted_by_what_ended_them() -> None:
     plain = "fine\nTraceback (most recent call last):\n  File\n    code\nValueError: no\nfine\n"
     indented = "\n".join(f"    {line}" for line in plain.splitlines())
     assert find_tracebacks(plain + indented) == ["traceback in the server's log, 2 times: ValueError: no"]
+
+
+def test_open_files_are_counted_without_those_of_processes_that_live() -> None:
+    before = count_fds(os.getpid())
+    child = subprocess.Popen(["sleep", "60"])
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        assert count_fds(os.getpid()) == before
+        child.kill()
+        child.wait()
+        assert count_fds(os.getpid()) == before + 1, "nobody let go of it"
+    finally:
+        os.close(pidfd)
+    with Path(os.devnull).open():
+        assert count_fds(os.getpid()) == before + 1

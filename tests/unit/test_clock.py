@@ -183,6 +183,9 @@ class Client:
     def declare_restarting(self) -> None:
         self.told.append("restarting")
 
+    def ended(self, msg_id: str) -> None:
+        pass
+
 
 class FakeProcess:
     """A process that *rests* or not, and *lives*."""
