@@ -16,7 +16,7 @@ from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.replay import Kept, Replay
 
 MOST_PARTS = 1000  # of a message: a frame that says more is none of that protocol
-PAUSE_AT = 0.5  # share of what may wait for a client, at which its kernel's output is left where it is
+PAUSE_AT = 1 / 8  # share of what may wait for a client, at which its kernel's output is left where it is
 NOT_READING = 10.0  # seconds in which a client for which it is left there reads nothing
 
 

@@ -125,10 +125,10 @@ class KernelLimits(LoggingConfigurable):
         64 << 20,
     )
     pending = _size(
-        """Output that is kept for a client that is connected and has not read it yet. From half of it on, more is left
-        with the kernel until the client has read; one that reads nothing is disconnected (JupyterLab connects again).
-        0 keeps all, as jupyter_server does.""",
-        16 << 20,
+        """Output that is kept for a client that is connected and has not read it yet; beyond it the client is
+        disconnected (JupyterLab connects again). From an eighth of it on, more is left with the kernel until the client
+        has read, if it reads at all. 0 keeps all, as jupyter_server does.""",
+        64 << 20,
     )
     enforcers = List(
         Type(klass=Enforcer),
