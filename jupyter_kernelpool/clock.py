@@ -119,7 +119,7 @@ class Clock:
         asked = self._edge.requested.get(kernel_id, {}).get(execution.msg_id)
         self._watches[kernel_id, execution.msg_id] = Watch(execution, asked)
         if asked is not None:
-            for refusal in self._guard.allowance_of(kernel_id).for_execution(asked)[1]:
+            for refusal in self._guard.allowances.of(kernel_id).for_execution(asked)[1]:
                 self._edge.say(kernel_id, refusal, execution.header)
         self._look(kernel_id, execution)
 
@@ -257,7 +257,7 @@ class Clock:
         )
 
     def _allowance(self, kernel_id: str, watch: Watch) -> Allowance:
-        allowance = self._guard.allowance_of(kernel_id)
+        allowance = self._guard.allowances.of(kernel_id)
         return allowance if watch.asked is None else allowance.for_execution(watch.asked)[0]
 
     def _allows(self, kernel_id: str, watch: Watch) -> str:

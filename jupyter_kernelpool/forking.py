@@ -312,7 +312,7 @@ class Forking:
     def _origin(self, kernel_id: str) -> Origin:
         """What its forks are to know of the kernel."""
         kernel, manager = self._manager.get_kernel(kernel_id), self._manager
-        owner, allowance = manager.owners.of(kernel_id), manager.guard.own_of(kernel_id)
+        owner, allowance = manager.owners.of(kernel_id), manager.guard.allowances.own_of(kernel_id)
         return Origin(kernel_id, kernel.kernel_name, surroundings(kernel), owner, allowance)
 
     def _tell(self, type: str, kernel_id: str, **facts: str) -> None:  # noqa: A002

@@ -12,9 +12,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance, Breach
+from jupyter_kernelpool.allowances import MEASURED, Allowances
 from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
-from jupyter_kernelpool.errors import KernelPoolError, NotEnforceable
+from jupyter_kernelpool.errors import KernelPoolError
 from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.ledger import Ledger
@@ -22,7 +23,6 @@ from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, ass
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.sums import Group, Sums
 
-MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
 ALL_KERNELS = "all kernels"
 QUICKER = 5.0
@@ -41,8 +41,6 @@ class Guard:
         self.limits = limits
         self.on_change: list[Callable[[str], None]] = []  # told the id of a kernel whose limits change
         self._manager = manager
-        self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
-        self._allowances: dict[str, Allowance] = {}  # what its recipe allowed when it began, or since
         self._subjects: dict[str, Subject] = {}
         self._readings: dict[str, Reading] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
@@ -58,101 +56,48 @@ class Guard:
         for enforcer in self.enforcers:
             enforcer.hold_together(limits.total, self.held.limits_of(enforcer))
         self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
-        self.refuse_unenforceable(limits.allowance, "KernelLimits")
-        for kernel_name in manager.pool.recipes:
-            self.refuse_unenforceable(self.allowance_for(kernel_name), f"KernelPool.recipes[{kernel_name!r}]")
+        self.allowances = Allowances(manager, limits, self.held)
         self.hold_together(self._all_kernels, limits.total, "KernelLimits.total")
 
     # -- what is allowed ----------------------------------------------------------------------------
 
-    def allowance_of(self, kernel_id: str) -> Allowance:
-        """What the kernel may use: what was said of it, of its recipe, or in general."""
-        for known in (self._own, self._allowances):
-            if kernel_id in known:
-                return known[kernel_id]
-        kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
-        return self.allowance_for(kernel.kernel_name) if kernel is not None else self.limits.allowance
-
-    def own_of(self, kernel_id: str) -> Allowance | None:
-        """The kernel's limits, where they were changed for it alone."""
-        return self._own.get(kernel_id)
-
-    def allowance_for(self, kernel_name: str) -> Allowance:
-        """What a new kernel of that kernelspec may use."""
-        limits: dict[str, float] = dict(self._manager.pool.settings_for(kernel_name).limits)
-        return self.limits.allowance.changed(limits)
-
-    def refuse_unenforceable(self, allowance: Allowance, whose: str) -> None:
-        """Raise `NotEnforceable` for a limit that nothing on this machine holds."""
-        for limit in sorted(allowance.limited & MEASURED):
-            if limit not in self.held.by:
-                needed = self.held.missing.get(limit, "no enforcer in KernelLimits.enforcers holds it")
-                raise NotEnforceable(
-                    f"{whose} limits {limit.replace('_', ' ')}, which can't be enforced here: {needed}",
-                    limit=limit,
-                    needed=needed,
-                )
-
-    def who_holds(self, limit: str) -> tuple[str | None, str | None]:
-        """The name of what holds kernels to *limit* here; else why nothing does."""
-        if limit in MEASURED:
-            enforcer = self.held.by.get(limit)
-            missing = self.held.missing.get(limit, "no enforcer in KernelLimits.enforcers holds it")
-            return (enforcer.name, None) if enforcer is not None else (None, missing)
-        return "server", None
-
     async def change(self, kernel_id: str, changes: dict[str, float]) -> Allowance:
         """Limit one kernel otherwise from now on. Raises `Loosens`, `NotEnforceable`; it is as before then."""
-        present, own = self.allowance_of(kernel_id), self._own.get(kernel_id)
-        changed = present.changed(changes) if self.limits.allow_loosen else present.tightened(changes)
-        self.refuse_unenforceable(changed, f"kernel {kernel_id}")
-        self._own[kernel_id] = changed  # at once: whoever changes it meanwhile goes on from here
+        before = self.allowances.own_of(kernel_id)
+        changed = self.allowances.change(kernel_id, changes)
         subject = self._subjects.get(kernel_id)
         if subject is not None:
             try:
                 await self._hold(subject)
             except BaseException:
-                if self._own.get(kernel_id) is changed:
-                    self._own.pop(kernel_id) if own is None else self._own.update({kernel_id: own})
+                self.allowances.undo(kernel_id, changed, before)
                 raise
             self._wake()
-        for listener in self.on_change:
-            listener(kernel_id)
+        self._tell_change(kernel_id)
         return changed
-
-    def refuse_change(self, kernel_name: str, changes: dict[str, float]) -> None:
-        """Raise `Loosens`, `NotEnforceable` where kernels of that kernelspec can't be limited so over REST.
-
-        What may not be loosened is what the configuration says: earlier changes over REST can be taken back.
-        """
-        if not self.limits.allow_loosen:
-            self.limits.allowance.changed(dict(self._manager.pool.configured(kernel_name).limits)).tightened(changes)
-        self.refuse_unenforceable(self.allowance_for(kernel_name).changed(changes), f"recipe {kernel_name}")
 
     async def recipe_changed(self, kernel_name: str) -> None:
         """Hold the kernels of that kernelspec to its new limits, but for those that have limits of their own."""
-        allowance = self.allowance_for(kernel_name)
         for subject in list(self._subjects.values()):
-            kernel_id = subject.kernel_id
-            if kernel_id in self._own or kernel_id not in self._manager:
+            if not self.allowances.follow_recipe(subject.kernel_id, kernel_name):
                 continue
-            if self._manager.get_kernel(kernel_id).kernel_name != kernel_name:
-                continue
-            self._allowances[kernel_id] = allowance
             try:
                 await self._hold(subject)
             except Exception:  # the others are to have theirs
-                log.warning("Kernel %s could not be held to its recipe's new limits", kernel_id, exc_info=True)
-            for listener in self.on_change:
-                listener(kernel_id)
+                log.warning("Kernel %s: its recipe's new limits could not be set", subject.kernel_id, exc_info=True)
+            self._tell_change(subject.kernel_id)
         self._wake()
+
+    def _tell_change(self, kernel_id: str) -> None:
+        for listener in self.on_change:
+            listener(kernel_id)
 
     def hold_together(self, find_groups: Callable[[], Iterable[Group]], most: Allowance, whose: str) -> None:
         """From now on judge the sums of the groups that *find_groups*, called at each look, gives.
 
         *most* has every limit that one of them may have; raises `NotEnforceable`, naming *whose* it is.
         """
-        self.refuse_unenforceable(most, whose)
+        self.allowances.refuse_unenforceable(most, whose)
         self.sums.add(find_groups, most)
         for enforcer in self.enforcers:
             enforcer.exact = "memory" in self.sums.limited
@@ -171,13 +116,9 @@ class Guard:
 
         *own* are the limits of a fork that has its parent's; else they are those of its kernelspec.
         """
-        allowance = own or self._own.get(kernel_id) or self.allowance_for(kernel_name)
-        self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
+        self.allowances.begin(kernel_id, kernel_name, own)
         subject = Subject(kernel_id, pid, inherited)
         self._subjects[kernel_id] = subject
-        self._allowances[kernel_id] = allowance
-        if own is not None:
-            self._own[kernel_id] = own
         self._clean_slate(kernel_id)
         try:
             await self._hold(subject)
@@ -189,7 +130,8 @@ class Guard:
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
-        for known in (self._own, self._allowances, self.sums.caps, self._subjects, self.breaches):
+        self.allowances.forget(kernel_id)
+        for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
         self._clean_slate(kernel_id)
         if kernel_id in self._enforced:
@@ -273,7 +215,7 @@ class Guard:
         return {
             kernel_id: subject
             for kernel_id, subject in self._subjects.items()
-            if self.sums.limited or self.allowance_of(kernel_id).limited & MEASURED
+            if self.sums.limited or self.allowances.of(kernel_id).limited & MEASURED
         }
 
     async def _look(self, watched: dict[str, Subject]) -> bool:
@@ -311,7 +253,7 @@ class Guard:
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
-        allowance = self.allowance_of(kernel_id)
+        allowance = self.allowances.of(kernel_id)
         self._judge_speed(kernel_id, reading, now)
         before = self._readings.get(kernel_id, Reading())
         if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
@@ -346,7 +288,7 @@ class Guard:
 
     async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading], slowed: set[str]) -> bool:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
-        own = {kernel_id: self.allowance_of(kernel_id).cpu for kernel_id in used}
+        own = {kernel_id: self.allowances.of(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
         judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
         for kernel_id, breach, step in judgement.steps:
@@ -359,7 +301,7 @@ class Guard:
 
     def _breach_of(self, kernel_id: str, limit: str, most: float, outcome: str) -> Breach:
         """What the operating system acted for on a kernel that used *most*: its own limit, or that of the sum."""
-        own, total = (getattr(one, limit) for one in (self.allowance_of(kernel_id), self.limits.total))
+        own, total = (getattr(one, limit) for one in (self.allowances.of(kernel_id), self.limits.total))
         if total and (not own or most < own):
             return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
         return Breach(limit, own, max(most, own), time.time(), outcome)
@@ -369,7 +311,7 @@ class Guard:
 
     def _in_force(self, kernel_id: str) -> Allowance:
         """What the kernel is held to by itself, its share of a group's cores included."""
-        allowance, cap = self.allowance_of(kernel_id), self.sums.caps.get(kernel_id)
+        allowance, cap = self.allowances.of(kernel_id), self.sums.caps.get(kernel_id)
         if cap is None or 0 < allowance.cpu <= cap:
             return allowance
         return allowance.changed({"cpu": cap})

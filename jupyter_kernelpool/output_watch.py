@@ -55,11 +55,11 @@ class OutputWatch:
     def limited(self, kernel_id: str) -> bool:
         """Whether the output of any execution of the kernel may have a limit."""
         asked = self._asked.get(kernel_id) or self._edge.requested.get(kernel_id)
-        return bool(asked or self._guard.allowance_of(kernel_id).output)
+        return bool(asked or self._guard.allowances.of(kernel_id).output)
 
     def limit_of(self, kernel_id: str, msg_id: str) -> int:
         """How much the execution may put out; 0: as much as it likes."""
-        allowance = self._guard.allowance_of(kernel_id)
+        allowance = self._guard.allowances.of(kernel_id)
         for asked in (self._asked.get(kernel_id, {}), self._edge.requested.get(kernel_id, {})):
             if msg_id in asked:
                 return allowance.for_execution(asked[msg_id])[0].output

@@ -93,7 +93,7 @@ def describe(manager: Any, kernel_id: str) -> Model:
         "lineage": lineage_model(forking, kernel_id) if forking is not None else None,
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
         "undo": undo_model(manager.undo, kernel_id) if ours else None,
-        "limits": manager.guard.allowance_of(kernel_id).as_model() if ours else None,
+        "limits": manager.guard.allowances.of(kernel_id).as_model() if ours else None,
         "health": health_model(manager.care.standing_of(kernel_id)) if ours else None,
         "failure_count": manager.care.standing_of(kernel_id).total if ours else 0,
         "current": current_model(manager.edge.ledger(kernel_id).running, time.monotonic(), time.time())

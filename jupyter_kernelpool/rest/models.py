@@ -94,7 +94,7 @@ def enforcement_model(manager: Any, why: str | None, unbounded: str | None) -> M
     for limit in LIMITS:
         by, missing = None, why
         if isinstance(manager, PoolingKernelManager) and why is None:
-            by, missing = manager.guard.who_holds(limit)
+            by, missing = manager.guard.allowances.who_holds(limit)
             if limit == "output" and unbounded is not None:
                 by, missing = None, unbounded
         found[limit] = {"enforced": by is not None, "by": by, "why": missing}

@@ -49,7 +49,7 @@ class PoolsHandler(KernelPoolHandler):
             raise NotValid(f"recipe = {name!r} must be the name of a kernelspec", field="recipe")
         changes = read_changes(body, SETTINGS | {"launcher"})
         manager = await self.working_manager()
-        manager.guard.refuse_change(name, read_limits_of(name, changes))
+        manager.guard.allowances.refuse_change(name, read_limits_of(name, changes))
         pool = manager.pool.add(await find_request(manager, name), changes)
         if "limits" in changes:
             await manager.guard.recipe_changed(name)
@@ -79,10 +79,11 @@ class RecipeHandler(KernelPoolHandler):
         changes = read_changes(body, SETTINGS)
         manager = await self.working_manager()
         pool = manager.pool.find(recipe)
-        manager.guard.refuse_change(pool.recipe.kernel_name, read_limits_of(pool.recipe.kernel_name, changes))
+        kernel_name = pool.recipe.kernel_name
+        manager.guard.allowances.refuse_change(kernel_name, read_limits_of(kernel_name, changes))
         await change_recipe(manager.pool, pool, changes, drain=drain)
         if "limits" in changes:
-            await manager.guard.recipe_changed(pool.recipe.kernel_name)
+            await manager.guard.recipe_changed(kernel_name)
         (model,) = await recipe_models(manager, [pool])
         self.reply(model)
 

@@ -244,7 +244,12 @@ class Bench:
         self.edge.enter(KERNEL, self.client)
 
     # what the clock asks of the guard, the manager and forking
-    def allowance_of(self, kernel_id: str) -> Allowance:
+    @property
+    def allowances(self) -> Any:
+        """Those of all kernels: this one has `of`."""
+        return self
+
+    def of(self, kernel_id: str) -> Allowance:
         return self.allowance
 
     @property

@@ -349,7 +349,7 @@ async def test_change_that_fails_leaves_the_limits_as_they_were(kp_bench):
     bench.enforcer.refuses = NotEnforceable("no")
     with pytest.raises(NotEnforceable):
         await bench.guard.change("k", {"memory": 60})
-    assert bench.guard.allowance_of("k").memory == 100
+    assert bench.guard.allowances.of("k").memory == 100
     with pytest.raises(Loosens):
         await bench.guard.change("k", {"memory": 200})
 
@@ -362,7 +362,7 @@ async def test_of_two_changes_at_once_the_second_can_not_loosen_the_first(kp_ben
     with pytest.raises(Loosens):
         await bench.guard.change("k", {"memory": 50})
     await first
-    assert bench.guard.allowance_of("k").memory == 30
+    assert bench.guard.allowances.of("k").memory == 30
 
 
 async def test_change_of_the_recipe_holds_from_the_next_process_on(kp_bench):
@@ -440,7 +440,7 @@ async def test_cores_that_kernels_use_together_are_shared_and_given_back(kp_benc
     await bench.start("b", 20, cpu=1.0)
     await bench.look()
     assert [(pid, held.cpu) for pid, held in bench.enforcer.held[-2:]] == [(10, 0.5), (20, 0.5)]
-    assert bench.guard.allowance_of("a").cpu == 0, "it is no limit of its own"
+    assert bench.guard.allowances.of("a").cpu == 0, "it is no limit of its own"
     bench.enforcer.used = {10: {"cpu": 0.0}, 20: {"cpu": 0.1}}
     bench.guard.sums._slowed.clear()  # as after a while
     await bench.look()

@@ -34,7 +34,12 @@ class Guard:
         self.allowance = Allowance(output=output)
         self.noted: list[str] = []
 
-    def allowance_of(self, kernel_id: str) -> Allowance:
+    @property
+    def allowances(self) -> Any:
+        """Those of all kernels: this one has `of`."""
+        return self
+
+    def of(self, kernel_id: str) -> Allowance:
         return self.allowance
 
     def note(self, kernel_id: str, breach: Breach) -> None:

@@ -1,0 +1,107 @@
+"""Which limits hold for whom: what is said of a kernel, its kernelspec, or in general; and what can't be held here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.errors import NotEnforceable
+from jupyter_kernelpool.limits.base import Held
+from jupyter_kernelpool.limits.settings import KernelLimits
+
+MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
+NOBODY = "no enforcer in KernelLimits.enforcers holds it"
+
+
+class Allowances:
+    """Those of all kernels of *manager*, the server's kernel manager; *held* is what can be held on this machine."""
+
+    def __init__(self, manager: Any, limits: KernelLimits, held: Held) -> None:
+        """Raises `NotEnforceable` when the configuration limits what can't be limited on this machine."""
+        self._manager = manager
+        self._limits = limits
+        self._held = held
+        self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
+        self._known: dict[str, Allowance] = {}  # what its recipe allowed when it began, or since
+        self.refuse_unenforceable(limits.allowance, "KernelLimits")
+        for kernel_name in manager.pool.recipes:
+            self.refuse_unenforceable(self.for_kernelspec(kernel_name), f"KernelPool.recipes[{kernel_name!r}]")
+
+    def of(self, kernel_id: str) -> Allowance:
+        """What the kernel may use: what was said of it, of its recipe, or in general."""
+        for known in (self._own, self._known):
+            if kernel_id in known:
+                return known[kernel_id]
+        kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
+        return self.for_kernelspec(kernel.kernel_name) if kernel is not None else self._limits.allowance
+
+    def own_of(self, kernel_id: str) -> Allowance | None:
+        """The kernel's limits, where they were changed for it alone."""
+        return self._own.get(kernel_id)
+
+    def for_kernelspec(self, kernel_name: str) -> Allowance:
+        """What a new kernel of that kernelspec may use."""
+        return self._limits.allowance.changed(dict(self._manager.pool.settings_for(kernel_name).limits))
+
+    def begin(self, kernel_id: str, kernel_name: str, own: Allowance | None) -> None:
+        """The kernel gets a process; *own* are the limits of a fork that has its parent's. Raises `NotEnforceable`."""
+        allowance = own or self._own.get(kernel_id) or self.for_kernelspec(kernel_name)
+        self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
+        self._known[kernel_id] = allowance
+        if own is not None:
+            self._own[kernel_id] = own
+
+    def forget(self, kernel_id: str) -> None:
+        """The kernel is gone for good."""
+        self._own.pop(kernel_id, None)
+        self._known.pop(kernel_id, None)
+
+    def change(self, kernel_id: str, changes: dict[str, float]) -> Allowance:
+        """Limit one kernel otherwise from now on: whoever changes it next goes on from here. Raises `Loosens`,
+        `NotEnforceable`."""
+        present = self.of(kernel_id)
+        changed = present.changed(changes) if self._limits.allow_loosen else present.tightened(changes)
+        self.refuse_unenforceable(changed, f"kernel {kernel_id}")
+        self._own[kernel_id] = changed
+        return changed
+
+    def undo(self, kernel_id: str, changed: Allowance, before: Allowance | None) -> None:
+        """What *changed* says could not be enforced: *before* holds, unless it was changed again meanwhile."""
+        if self._own.get(kernel_id) is changed:
+            self._own.pop(kernel_id) if before is None else self._own.update({kernel_id: before})
+
+    def follow_recipe(self, kernel_id: str, kernel_name: str) -> bool:
+        """The recipe of *kernel_name* has changed: whether that concerns the kernel, which then has its limits."""
+        if kernel_id in self._own or kernel_id not in self._manager:
+            return False
+        if self._manager.get_kernel(kernel_id).kernel_name != kernel_name:
+            return False
+        self._known[kernel_id] = self.for_kernelspec(kernel_name)
+        return True
+
+    def refuse_change(self, kernel_name: str, changes: dict[str, float]) -> None:
+        """Raise `Loosens`, `NotEnforceable` where kernels of that kernelspec can't be limited so over REST.
+
+        What may not be loosened is what the configuration says: earlier changes over REST can be taken back.
+        """
+        if not self._limits.allow_loosen:
+            self._limits.allowance.changed(dict(self._manager.pool.configured(kernel_name).limits)).tightened(changes)
+        self.refuse_unenforceable(self.for_kernelspec(kernel_name).changed(changes), f"recipe {kernel_name}")
+
+    def refuse_unenforceable(self, allowance: Allowance, whose: str) -> None:
+        """Raise `NotEnforceable` for a limit that nothing on this machine holds."""
+        for limit in sorted(allowance.limited & MEASURED):
+            if limit not in self._held.by:
+                needed = self._held.missing.get(limit, NOBODY)
+                raise NotEnforceable(
+                    f"{whose} limits {limit.replace('_', ' ')}, which can't be enforced here: {needed}",
+                    limit=limit,
+                    needed=needed,
+                )
+
+    def who_holds(self, limit: str) -> tuple[str | None, str | None]:
+        """The name of what holds kernels to *limit* here; else why nothing does."""
+        if limit not in MEASURED:
+            return "server", None
+        enforcer = self._held.by.get(limit)
+        return (enforcer.name, None) if enforcer is not None else (None, self._held.missing.get(limit, NOBODY))
