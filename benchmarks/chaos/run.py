@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 OPTIONS = (
     # Stock gives up a kernel that ends six times in a row, quickly: that is not the point here.
     "--KernelRestarter.restart_limit=1000",
+    # jupyter_client remembers the last 65,536 signatures for each kernel: memory that grows for hours, as with stock.
+    "--Session.digest_history_size=1000",
     "--KernelHealth.on_unresponsive=restart",
     "--KernelHealth.interval=10",
     "--KernelLimits.memory=400M",

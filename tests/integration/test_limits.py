@@ -424,5 +424,6 @@ def test_cores_of_all_kernels_are_shared(kp_start_limiting: Callable[..., Server
         both = [cores_of(pid, 4) for pid in pids]
         assert all(0.02 < cores < 0.08 for cores in both), both
         assert server.call(f"/api/kernels/{kernels[1]}/interrupt", "POST")[0] == 204
-        time.sleep(2)
+        eventually(lambda: cores_of(pids[1], 1) < 0.01, "the other one rests")
+        time.sleep(1)
         assert 0.06 < cores_of(pids[0], 4) < 0.12
