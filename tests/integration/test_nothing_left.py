@@ -378,3 +378,32 @@ def test_warm_kernels_that_are_stuck_cost_their_user_no_more_than_a_cold_start(k
     assert "does not answer" in server.log or "could not be adopted" in server.log
     assert server.run(kernel, "import os; print(os.getpid())") not in {str(process.pid) for process in stuck}
     server.wait_warm()
+
+
+def test_cold_kernels_that_were_killed_leave_nothing_open_in_the_supervisor(kp_start: Callable[..., Server]) -> None:
+    """Whether another one started cold takes its place, or one of the pool's, or the kernel is shut down."""
+    server = kp_start()
+    server.wait_warm(1)
+    before = server.supervisor().num_fds()
+    changed = server.call("/kernelpool/v1/pools/python3", "PATCH", {"max": 0, "warm": 0})
+    assert changed[0] == 200
+    kernels = [server.start_kernel() for _ in range(3)]
+
+    def pid_of(kernel: str) -> int:
+        return int(server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["pid"] or 0)
+
+    def kill(kernel: str) -> None:
+        pid = pid_of(kernel)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: pid_of(kernel) not in (0, pid), "it is restarted")
+
+    assert server.supervisor().num_fds() == before + 3, "one for each kernel that it did not start"
+    kill(kernels[0])
+    eventually(lambda: server.supervisor().num_fds() == before + 3, "and none for one that ended")
+    assert server.call("/kernelpool/v1/pools/python3", "PATCH", {"max": 4, "warm": 2})[0] == 200
+    server.wait_warm(2)
+    kill(kernels[1])
+    eventually(lambda: server.supervisor().num_fds() == before + 2, "the pool's are its children")
+    for kernel in kernels:
+        assert server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: server.supervisor().num_fds() == before, "all are gone")
