@@ -91,9 +91,7 @@ class Supervisor:
                 case "track":
                     self.track(order["pid"])
                 case "untrack":
-                    pidfd = self.tracked.pop(order["pid"], None)
-                    if pidfd is not None:
-                        os.close(pidfd)
+                    self.untrack(order["pid"])
                 case "guard":
                     self.guarded.update(order["paths"])
                 case "release":
@@ -142,8 +140,15 @@ class Supervisor:
             self.report(pid, -signal.SIGKILL)
 
     def track(self, pid: int) -> None:
-        """Kill the session of *pid* at the end; it is the server's own child."""
+        """Kill the session of *pid* at the end; it is the server's own child. May be said twice, as to a new supervisor."""
+        self.untrack(pid)
         self.tracked[pid] = os.pidfd_open(pid)
+
+    def untrack(self, pid: int) -> None:
+        """It has ended, or is nobody's business any more."""
+        pidfd = self.tracked.pop(pid, None)
+        if pidfd is not None:
+            os.close(pidfd)
 
     def reap(self) -> None:
         """Collect children that ended; report those we own, forget daemons of users' that were left to us."""

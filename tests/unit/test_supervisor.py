@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import jupyter_kernelpool
@@ -430,3 +431,18 @@ def test_process_that_comes_too_late_ends_at_once(kp_server):
     orders.send(b"go")
     assert gone(5)
     assert orders.recv(4) == b""
+
+
+def test_process_that_is_tracked_twice_takes_one_descriptor_and_none_when_it_is_let_go(kp_server):
+    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    open_files = psutil.Process(kp_server.process.pid).num_fds
+    before = open_files()
+    try:
+        for _ in range(2):
+            kp_server.order("track", pid=process.pid)
+            assert open_files() == before + 1
+        kp_server.order("untrack", pid=process.pid)
+        assert open_files() == before
+    finally:
+        process.kill()
+        process.wait()
