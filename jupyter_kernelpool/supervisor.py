@@ -140,7 +140,7 @@ class Supervisor:
             self.report(pid, -signal.SIGKILL)
 
     def track(self, pid: int) -> None:
-        """Kill the session of *pid* at the end; it is the server's own child. May be said twice, as to a new supervisor."""
+        """Kill the session of *pid* at the end; it is the server's own child. A new supervisor is told of it twice."""
         self.untrack(pid)
         self.tracked[pid] = os.pidfd_open(pid)
 
