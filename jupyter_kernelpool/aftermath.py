@@ -130,7 +130,6 @@ class Aftermath:
         life.stays = True
         kernel.execution_state, kernel.reason = "dead", reason
         log.warning("Kernel %s: %s", kernel_id, reason)
-        self._edge.declare_dead(kernel_id)
         self._chronicle.dies(kernel_id, reason, by_itself=True)
 
     async def _poke_later(self, kernel_id: str, pause: float) -> None:

@@ -233,7 +233,6 @@ class Clock:
         if kernel_id in self._manager:
             kernel = self._manager.get_kernel(kernel_id)
             kernel.execution_state, kernel.reason = "dead", str(breach)
-            self._edge.declare_dead(kernel_id)
             self._events.emit("dead", kernel_id, now=time.time(), reason=str(breach))
 
     # -- parts --------------------------------------------------------------------------------------

@@ -156,7 +156,6 @@ class Consequences:
             log.warning("Kernel %s: not every process of it could be ended", subject.kernel_id)
 
     def _stays_dead(self, kernel_id: str, breach: Breach) -> None:
-        self._edge.declare_dead(kernel_id)
         self._events.emit("dead", kernel_id, now=time.time(), reason=str(breach))
 
     def _find(self, kernel_id: str) -> Any:

@@ -23,9 +23,6 @@ class Connection(Protocol):
     def ended(self, msg_id: str) -> None:
         """The kernel has ended the execution with that id, and is to have answered it."""
 
-    def declare_dead(self) -> None:
-        """Say that the kernel is dead, as jupyter_server does when restarts failed."""
-
     def declare_restarting(self) -> None:
         """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""
 
@@ -103,11 +100,6 @@ class Edge:
         for connection in self.connections(kernel_id):
             connection.give_up(ename, evalue)
         self.clear(kernel_id)
-
-    def declare_dead(self, kernel_id: str) -> None:
-        """Tell every client that the kernel is dead."""
-        for connection in self.connections(kernel_id):
-            connection.declare_dead()
 
     def declare_restarting(self, kernel_id: str) -> None:
         """Tell every client that the server restarts the kernel."""

@@ -168,9 +168,33 @@ class Notices:
         self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
         self.publish("iopub", "status", {"execution_state": "idle"}, header)
 
-    def declare_dead(self) -> None:
-        """Say that the kernel is dead, as jupyter_server does when restarts failed."""
-        self.publish("iopub", "status", {"execution_state": "dead"}, {})
+    def answer_for_dead(self, incoming_msg: Any) -> bool:
+        """Answer what the client asks a kernel to run that stays dead until somebody restarts it; whether that was so.
+
+        ZeroMQ would keep it, and the next process run it. The status `dead` is not sent: JupyterLab takes it for the
+        end of the kernel, and its button for restarts then does nothing (@jupyterlab/services, `KernelConnection`).
+        """
+        why = self._why_dead()
+        if why is None:
+            return False
+        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+            channel, header, _ = read_incoming(self.subprotocol, incoming_msg)
+            if channel == "shell" and header.get("msg_type") == "execute_request":
+                self._end(header, "KernelDied", why, ran=False)
+                return True
+        return False
+
+    def _why_dead(self) -> str | None:
+        manager: Any = self.multi_kernel_manager
+        if self.edge is None or self.kernel_id not in manager:
+            return None
+        kernel = manager.get_kernel(self.kernel_id)
+        restarts = kernel.shutting_down or not kernel.ready.done()
+        if kernel.execution_state != "dead" or restarts:
+            return None
+        return (
+            f"The kernel is dead ({kernel.reason.rstrip('.')}). Restart it." if kernel.reason else "The kernel is dead."
+        )
 
     def declare_restarting(self) -> None:
         """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""

@@ -41,6 +41,7 @@ class Prompt:
     kernel_id: str
     subprotocol: Any
     remember_protocol: Any
+    answer_for_dead: Any
     log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
@@ -75,7 +76,9 @@ class Prompt:
         return asyncio.ensure_future(self._hear(process))
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
-        """As stock; held first while a restart is under way."""
+        """As stock; held first while a restart is under way, and answered for a kernel that stays dead."""
+        if self.answer_for_dead(incoming_msg):
+            return
         process = self._process()
         leaving = isinstance(process, Process) and not process.stays.is_set()
         if (leaving and not self._is_for_shell(incoming_msg)) or (not self._held and self._hears(process)):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from .browsers import browser
+from .browsers import browser, execution
 from .conftest import Server, eventually
 from .limited import ENFORCERS, MB, cores_of, hearing, run, session_of, tree_of, undisturbed
 
@@ -167,6 +168,23 @@ def assert_stopped(server: Server, kernel: str, pid: int) -> None:
     assert model_of(server, kernel)["breach"]["outcome"] in ("interrupted", "child_killed")
     assert (pid_of(server, kernel), model_of(server, kernel)["execution_state"]) == (pid, "idle")
     assert session_of(pid) == [pid]
+
+
+def test_what_a_dead_kernel_is_asked_is_answered_and_not_run_after_its_restart(
+    kp_limiting: Server, tmp_path: Path
+) -> None:
+    kernel, mark = limited(kp_limiting, memory="400M"), tmp_path / "mark"
+    with browser(kp_limiting, kernel) as page:
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+        eventually(lambda: model_of(kp_limiting, kernel)["execution_state"] == "dead", "it stays dead")
+        reply, published = page.until_idle(page.send("execute_request", execution(f"open({str(mark)!r}, 'w')")))
+        assert reply["status"] == "aborted"
+        told = "".join(message["content"].get("text", "") for message in published)
+        assert "Not run. The kernel is dead (memory limit: " in told
+        assert "Restart it." in told
+        assert kp_limiting.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert page.execute("1+1") == "2", "on the same websocket"
+    assert not mark.exists()
 
 
 def test_kernel_that_grows_is_warned_once_and_interrupted_and_lives_on(kp_limiting: Server) -> None:

@@ -92,7 +92,7 @@ def look(folder: Path, *options: str, config: str = "", script: str = LOOK) -> t
 def test_default_server_has_our_classes_and_says_so(tmp_path: Path) -> None:
     found, log = look(tmp_path)
     assert found["manager"] == OURS
-    assert found["kernel"] == "jupyter_kernelpool.manager.PooledKernelManager"
+    assert found["kernel"] == "jupyter_kernelpool.pooled.PooledKernelManager"
     assert found["connection"] == OUR_WEBSOCKET
     assert any("jupyter_kernelpool.supervisor" in child for child in found["children"])
     told = [line for line in log.splitlines() if "Kernels are pooled" in line]

@@ -143,7 +143,7 @@ class TestKernelsOfEveryKind:
                     kernel_id=kernel_id, kernel_spec=kernel_spec, parent=parent
                 ),
             )  # fmt: skip
-            patch.setattr("jupyter_kernelpool.manager.PromptKernelManager._put_provisioner", lambda *_: None)
+            patch.setattr("jupyter_kernelpool.prompt.PromptKernelManager._put_provisioner", lambda *_: None)
             other = await start_kernel(kp_fetch)
         write_connection_file(str(tmp_path / "kernel-x.json"), key=b"k", kernel_name="far")
         monkeypatch.setattr(jp_serverapp.kernel_manager, "external_connection_dir", str(tmp_path))

@@ -177,9 +177,6 @@ class Client:
         self.told.append(f"{ename}: {evalue}")
         return []
 
-    def declare_dead(self) -> None:
-        self.told.append("dead")
-
     def declare_restarting(self) -> None:
         self.told.append("restarting")
 
@@ -367,7 +364,6 @@ async def test_kernel_that_does_not_come_back_is_declared_dead():
         assert made.noted == ["killed"]
         assert made.kernel.execution_state == "dead"
         assert "execution timeout" in made.kernel.reason
-        assert made.client.told[-1] == "dead"
 
 
 async def test_kernel_that_is_at_rest_is_not_replaced_though_its_idle_was_lost():
