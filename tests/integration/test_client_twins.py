@@ -22,7 +22,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import _ShutdownStatus
 from traitlets.config import Config
 
-from jupyter_kernelpool.manager import PooledKernelManager, PoolingKernelManager
+from jupyter_kernelpool.manager import PoolingKernelManager
+from jupyter_kernelpool.pooled import PooledKernelManager
 
 from .conftest import PATIENCE
 
