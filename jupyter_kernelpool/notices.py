@@ -189,12 +189,10 @@ class Notices:
         if self.edge is None or self.kernel_id not in manager:
             return None
         kernel = manager.get_kernel(self.kernel_id)
-        restarts = kernel.shutting_down or not kernel.ready.done()
-        if kernel.execution_state != "dead" or restarts:
-            return None
-        return (
-            f"The kernel is dead ({kernel.reason.rstrip('.')}). Restart it." if kernel.reason else "The kernel is dead."
-        )
+        if getattr(kernel, "execution_state", "") != "dead" or kernel.shutting_down or not kernel.ready.done():
+            return None  # it lives, or is being restarted
+        reason = str(getattr(kernel, "reason", "") or "").rstrip(".")
+        return f"The kernel is dead{f' ({reason})' if reason else ''}. Restart it."
 
     def declare_restarting(self) -> None:
         """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""
