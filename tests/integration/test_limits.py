@@ -239,7 +239,7 @@ def test_fork_bomb_ends_with_all_its_processes(kp_limiting: Server) -> None:
     pid = pid_of(kp_limiting, kernel)
     with undisturbed(kp_limiting), browser(kp_limiting, kernel) as page:
         cell = run(page, FORKS)
-        # NotAnswered: IPython's own traceback can fail where no process is to be had, and ipykernel then sends no reply.
+        # NotAnswered: IPython's own traceback can fail where no process is to be had; ipykernel then sends no reply.
         assert cell.reply["ename"] in ("KernelKilled", "BlockingIOError", "NotAnswered"), cell
         eventually(lambda: len(session_of(pid)) < 100, "no more than allowed are left")
     if cell.reply["ename"] == "KernelKilled":
