@@ -33,9 +33,7 @@ class Bounded:
     _pending: int = 0  # bytes that the client has not read
     _read: int = 0  # bytes that it has read
     _slow: bool = False
-    _paused: asyncio.TimerHandle | None = (
-        None  # the kernel's output is left in its queue, which ends here at the latest
-    )
+    _paused: asyncio.TimerHandle | None = None  # the kernel's output is left with it; when to look at the client
     _replaying: bool = False  # what is being written was kept while the client was away
 
     @property

@@ -312,7 +312,6 @@ class PoolProvisioner(LocalProvisioner):
         return bool(encrypts and manager._kernel_supports_curve_encryption())
 
     async def _launch_cold(self, cmd: list[str], kwargs: dict[str, Any]) -> None:
-        self._untrack()  # one that was killed is not waited for
         self.identity.release()
         manager: Any = self.parent
         self.record = Record(recipe=manager.kernel_name, way="cold", born=time.time(), kernel_id=self.kernel_id)
@@ -353,7 +352,6 @@ class PoolProvisioner(LocalProvisioner):
         return [f"--IPKernelApp.exec_lines={line}" for line in ("None", pool.recipe.settings.init_code)]
 
     def _take_over(self, process: Process, cwd: Any) -> None:
-        self._untrack()
         self.process = process
         self.record = process.record
         self.pid = self.pgid = process.pid
@@ -430,21 +428,15 @@ class PoolProvisioner(LocalProvisioner):
         await super().cleanup(restart=restart)
         self._note_end(None)
         if not restart:
-            self._untrack()
             self._let_identity_go()
             self.pool.user_start_ended(self.kernel_id)
 
     def _note_end(self, code: int | None) -> None:
-        if self.process is None:
-            self._untrack()
-        if self.record is not None and self.record.way == "cold" and self.process is None:
-            self.record.end(why=f"exit code {code}" if code is not None else "ended", now=time.time())
-
-    def _untrack(self) -> None:
-        """The process that started cold has ended: the supervisor need not end it."""
-        if self._tracked_pid:
+        if self._tracked_pid and self.process is None:
             self.pool.supervision.untrack(self._tracked_pid)
             self._tracked_pid = 0
+        if self.record is not None and self.record.way == "cold" and self.process is None:
+            self.record.end(why=f"exit code {code}" if code is not None else "ended", now=time.time())
 
 
 def _text(key: Any) -> str:

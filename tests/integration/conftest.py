@@ -272,6 +272,16 @@ def kp_server(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPa
     server.stop()
 
 
+@pytest.fixture
+def kernel(kp_server: Server) -> Iterator[str]:
+    """A kernel of the pool's on the shared server, which is left without any."""
+    kp_server.wait_warm(1)
+    started = kp_server.start_kernel()
+    yield started
+    for each in kp_server.call("/api/kernels")[1]:
+        kp_server.call(f"/api/kernels/{each['id']}", "DELETE")
+
+
 @pytest.fixture(scope="session")
 def kp_bwrap() -> str:
     """Bubblewrap's program, without which a test fails: CI has it."""

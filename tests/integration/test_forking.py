@@ -41,15 +41,6 @@ def pid_of(server: Server, kernel: str) -> int:
     return int(server.call(f"{API}/kernels/{kernel}")[1]["pid"])
 
 
-@pytest.fixture
-def kernel(kp_server: Server) -> Any:
-    kp_server.wait_warm(1)
-    started = kp_server.start_kernel()
-    yield started
-    for each in kp_server.call("/api/kernels")[1]:
-        kp_server.call(f"/api/kernels/{each['id']}", "DELETE")
-
-
 # -- forks ------------------------------------------------------------------------------------------
 
 

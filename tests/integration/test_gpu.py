@@ -6,7 +6,6 @@ Needs an NVIDIA GPU, nvidia-ml-py and a PyTorch with CUDA: `./dev test -m gpu` o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -19,15 +18,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.gpu]
 GIB = 1 << 30
 COMPUTE = "import torch\nprint(int((torch.ones(300, 300, device='cuda') @ torch.ones(300, 300, device='cuda')).sum()))"
 COMPUTED = str(300**3)
-
-
-@pytest.fixture
-def kernel(kp_server: Server) -> Any:
-    kp_server.wait_warm(1)
-    started = kp_server.start_kernel()
-    yield started
-    for each in kp_server.call("/api/kernels")[1]:
-        kp_server.call(f"/api/kernels/{each['id']}", "DELETE")
 
 
 def test_usage_tells_what_a_kernel_has_on_the_gpu(kp_server: Server, kernel: str) -> None:
