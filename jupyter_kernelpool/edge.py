@@ -36,6 +36,9 @@ class Edge:
         self.on_ledger: list[Callable[[str, Ledger], None]] = []  # whoever listens to every kernel's
         self.requested: dict[str, dict[str, Any]] = {}  # limits in the metadata of execute requests, by kernel and id
         self.last_words: dict[str, tuple[str, str]] = {}  # with what the executions of a process were given up last
+        self.closing: dict[
+            str, dict[str, Any]
+        ] = {}  # header of the cell that has just ended, its answer still held back
         self.unread: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # said while no client was there
 
     def ledger(self, kernel_id: str) -> Ledger:
@@ -85,7 +88,7 @@ class Edge:
         is none now."""
         if parent is None:
             running = self.ledger(kernel_id).running
-            parent = running.header if running is not None else {}
+            parent = self.closing.get(kernel_id) or (running.header if running is not None else {})
         connections = self.connections(kernel_id)
         for connection in connections:
             connection.say(text, parent)

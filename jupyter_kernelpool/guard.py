@@ -29,6 +29,7 @@ QUICKER = 5.0
 SLOWER = 4.0
 RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
 NEAR = 0.5
+SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -47,6 +48,8 @@ class Guard:
         self.sums = Sums(limits.policy)
         self._edge = edge
         self._stirred = asyncio.Event()  # a cell is asked for, or begins
+        self._hurried = asyncio.Event()  # a look is waited for
+        self._looks: list[asyncio.Future[None]] = []  # done when the next look is over
         edge.on_ledger.append(self._follow)
         self._enforced: set[str] = set()  # kernels of which enforcers know
         self._task: asyncio.Task[None] | None = None
@@ -158,6 +161,32 @@ class Guard:
                 return True
         return False
 
+    def kills_at_once(self, kernel_id: str) -> bool:
+        """Whether the operating system may end processes of the kernel's before the guard has looked."""
+        return (
+            kernel_id in self._enforced
+            and (self.allowances.of(kernel_id).memory or self.limits.total.memory) > 0
+            and "memory" in self.held.by
+            and self.held.by["memory"].kills
+        )
+
+    async def settle(self, kernel_id: str, header: dict[str, Any]) -> None:
+        """The cell with that header has ended, and nobody has been told so yet: if the operating system has killed a
+        process that it had started, tell that first."""
+        subject = self._subjects.get(kernel_id)
+        if subject is None or not await asyncio.to_thread(self.held.by["memory"].has_killed, subject):
+            return
+        self._edge.closing[kernel_id] = header
+        try:
+            async with asyncio.timeout(SETTLED_WITHIN):
+                # One look counts it, the next one finds that it was not the kernel itself.
+                for _ in range(2):
+                    await self._next_look()
+        except TimeoutError:
+            log.warning("Kernel %s: it is not seen in time which of its processes were killed", kernel_id)
+        finally:
+            self._edge.closing.pop(kernel_id, None)
+
     async def close(self) -> None:
         """The server stops: nobody is judged any more. What holds the kernels goes with `let_all_go`."""
         for task in [self._task, *self._acts]:
@@ -183,23 +212,35 @@ class Guard:
     async def _run(self) -> None:
         while watched := self._watched():
             near = False
+            waited_for, self._looks = self._looks, []
+            self._hurried.clear()
             try:
                 near = await self._look(watched)
             except Exception:
                 log.exception("The guard of kernels' limits stumbled; it goes on")
+            for look in waited_for:
+                if not look.done():
+                    look.set_result(None)
             await self._pause(near, watched)
+
+    async def _next_look(self) -> None:
+        """Have a look begin now, and wait for its end."""
+        look = asyncio.get_running_loop().create_future()
+        self._looks.append(look)
+        self._hurried.set()
+        self._stirred.set()
+        self._wake()
+        await look
 
     async def _pause(self, near: bool, kernel_ids: Iterable[str]) -> None:
         """Until the next look: soon while a kernel is near a limit, later while nothing runs in any of them, which
         ends as soon as a cell is asked for.
         """
         self._stirred.clear()
-        await asyncio.sleep(self.limits.interval / (QUICKER if near else 1.0))
-        if near or any(self._is_astir(kernel_id) for kernel_id in kernel_ids):
+        hurried = await _happens(self._hurried, self.limits.interval / (QUICKER if near else 1.0))
+        if hurried or near or any(self._is_astir(kernel_id) for kernel_id in kernel_ids):
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.limits.interval * (SLOWER - 1.0)):
-                await self._stirred.wait()
+        await _happens(self._stirred, self.limits.interval * (SLOWER - 1.0))
 
     def _is_astir(self, kernel_id: str) -> bool:
         """Whether a cell runs in the kernel, or it computes all the same."""
@@ -353,6 +394,14 @@ class Guard:
         task = asyncio.create_task(_guarded(act), name="kernelpool-guard-act")
         self._acts.add(task)
         task.add_done_callback(self._acts.discard)
+
+
+async def _happens(event: asyncio.Event, within: float) -> bool:
+    """Whether the event happens within so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await event.wait()
+    return event.is_set()
 
 
 async def _guarded(act: Coroutine[Any, Any, None]) -> None:

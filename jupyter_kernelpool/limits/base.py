@@ -46,6 +46,7 @@ class Enforcer(ABC):
     contract `testing.EnforcerContract`.
     """
 
+    kills: ClassVar[bool] = False  # it has the operating system kill what takes too much memory, at once
     exact = False  # memory is to be told exactly however little it is: the guard sums it up
     name: ClassVar[str]
     holds: ClassVar[frozenset[str]]  # the limits that it can hold where the machine lets it
@@ -85,6 +86,11 @@ class Enforcer(ABC):
         """The limit for which the operating system ended the kernel's process, and the most that was used of it; None
         if this enforcer knows of none."""
         return None
+
+    def has_killed(self, subject: Subject) -> bool:
+        """Whether the operating system has killed a process of the kernel's for its memory, of which `read` has not
+        told yet. Asked at the end of every cell of a kernel that is held to a limit on memory: cheap."""
+        return False
 
     def end(self, subject: Subject) -> bool:
         """Kill every process of the kernel, also those that left its session; false where that is not possible."""

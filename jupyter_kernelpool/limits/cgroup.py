@@ -55,6 +55,7 @@ class CgroupEnforcer(Enforcer):
 
     name = "cgroup"
     holds = frozenset(NEEDS)
+    kills = True
 
     def __init__(self, headroom: float) -> None:
         super().__init__(headroom)
@@ -107,6 +108,12 @@ class CgroupEnforcer(Enforcer):
         if watched is None or tally is None or tally.killed <= watched.told or not self._limits_memory(watched):
             return None
         return "memory", max(watched.peak, self._groups.highest(group_of(subject.kernel_id)))
+
+    def has_killed(self, subject: Subject) -> bool:
+        watched = self._watched.get(subject.kernel_id)
+        if watched is None or watched.pid != subject.pid or not self._limits_memory(watched):
+            return False
+        return self._groups.killed(group_of(subject.kernel_id)) > watched.told
 
     def end(self, subject: Subject) -> bool:
         return subject.kernel_id in self._watched and self._groups.end(group_of(subject.kernel_id))

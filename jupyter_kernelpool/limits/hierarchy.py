@@ -117,6 +117,10 @@ class Hierarchy(ABC):
         """What it uses; None where it is gone."""
 
     @abstractmethod
+    def killed(self, group: str) -> int:
+        """The processes of it that were killed for memory; cheap to read."""
+
+    @abstractmethod
     def droppable(self, group: str) -> int:
         """How much of the memory that it is charged for is that of files, and can be dropped. Dear to read."""
 
@@ -195,8 +199,11 @@ class Unified(Hierarchy):
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),
             refused=self._table("pids", group, "pids.events").get("max", 0),
-            killed=self._table("memory", group, "memory.events").get("oom_kill", 0),
+            killed=self.killed(group),
         )
+
+    def killed(self, group: str) -> int:
+        return self._table("memory", group, "memory.events").get("oom_kill", 0)
 
     def droppable(self, group: str) -> int:
         memory = self._table("memory", group, "memory.stat")
@@ -289,8 +296,11 @@ class Legacy(Hierarchy):
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),
             refused=self._table("pids", group, "pids.events").get("max", 0),
-            killed=self._table("memory", group, "memory.oom_control").get("oom_kill", 0),
+            killed=self.killed(group),
         )
+
+    def killed(self, group: str) -> int:
+        return self._table("memory", group, "memory.oom_control").get("oom_kill", 0)
 
     def droppable(self, group: str) -> int:
         memory = self._table("memory", group, "memory.stat")

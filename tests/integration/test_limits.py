@@ -146,8 +146,7 @@ def test_two_gigabytes_under_600_mb_end_the_kernel_and_its_children_with_the_rea
     pid = pid_of(kp_limiting, kernel)
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         cell = run(page, code)
-        # Where the system ends a child, its cell may be over before the guard looks: then the model alone tells.
-        assert "600 MB allowed" in cell.stderr or cell.reply["status"] == "ok"
+        assert "600 MB allowed" in cell.stderr
         # It was looked at just above the limit, and stopped when it was asked; or a child alone was ended.
         if cell.error in ("KeyboardInterrupt", "TimeoutError") or cell.reply["status"] == "ok":
             assert_stopped(kp_limiting, kernel, pid)
@@ -274,11 +273,11 @@ def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         request = page.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
         eventually(lambda: cores_of(pid, 0.5) > 0.05, "it computes")
-        assert cores_of(pid, 10) <= 0.1 * 1.1
+        assert cores_of(pid, 10) <= 0.1 * 1.5  # loosely: `./dev bench limits` has the figure
         eventually(lambda: heard.of(kernel, "throttled"), "it is told")
         began = time.monotonic()
         page.ask("kernel_info_request", {}, "control")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10  # with three threads that compute, and a tenth of a core for all
         assert kp_limiting.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
         reply, _ = page.until_idle(request, 90)
         assert reply["ename"] == "KeyboardInterrupt"

@@ -41,6 +41,7 @@ class FakeEnforcer(Enforcer):
         self.reads = 0
         self.on_read: Any = None
         self.cause: tuple[str, float] | None = None
+        self.killed: dict[int, int] = {}  # how many processes of the kernel with that pid, as known at a look
         self.made.append(self)
 
     def prepare(self) -> dict[str, str]:
@@ -58,13 +59,18 @@ class FakeEnforcer(Enforcer):
         if self.fails is not None:
             raise self.fails
         return {
-            one.kernel_id: Reading(dict(self.used[one.pid]), throttled=self.pauses.get(one.pid, 0))
+            one.kernel_id: Reading(
+                dict(self.used[one.pid]), 0, {"memory": self.killed.get(one.pid, 0)}, self.pauses.get(one.pid, 0)
+            )
             for one in subjects
             if one.pid in self.used
         }
 
     def why_ended(self, subject: Subject) -> tuple[str, float] | None:
         return self.cause
+
+    def has_killed(self, subject: Subject) -> bool:
+        return subject.pid in self.killed
 
     def end(self, subject: Subject) -> bool:
         self.ended.append(subject.pid)
@@ -482,3 +488,54 @@ async def test_kernel_that_computes_though_nothing_runs_in_it_is_looked_at_as_of
     while bench.enforcer.reads < 4:
         await asyncio.sleep(0.01)
     await bench.guard.close()
+
+
+# -- processes that the system killed ---------------------------------------------------------------
+
+
+class KillingEnforcer(FakeEnforcer):
+    """One that has the system kill what takes too much."""
+
+    kills = True
+
+
+async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, monkeypatch):
+    bench = kp_bench(enforcers=[KillingEnforcer], interval=60)
+    monkeypatch.undo()  # the guard's own loop runs
+    await bench.start("k", 1, memory=10)
+    client = Client()
+    bench.edge.enter("k", client)
+    header = {"msg_id": "cell"}
+    await bench.guard.settle("k", header)
+    assert client.heard == [], "nothing was killed"
+    bench.enforcer.killed[1] = 1
+    async with asyncio.timeout(10):  # long before the next look would be
+        await bench.guard.settle("k", header)
+    assert [parent for _, parent in client.heard] == [header]
+    assert "A process that the kernel had started was ended" in client.heard[0][0]
+    bench.edge.say("k", "later")
+    assert client.heard[-1] == ("later", {})
+    await bench.guard.close()
+
+
+async def test_answers_are_kept_back_where_the_system_kills_and_memory_is_limited_only(kp_bench):
+    bench = kp_bench(enforcers=[KillingEnforcer])
+    assert not bench.guard.kills_at_once("k"), "unknown"
+    await bench.start("k", 1, memory=10)
+    assert bench.guard.kills_at_once("k")
+    bench = kp_bench()
+    await bench.start("k", 1, memory=10)
+    assert not bench.guard.kills_at_once("k"), "the guard itself ends it"
+    bench = kp_bench({"cpu": 1.0}, enforcers=[KillingEnforcer])
+    await bench.start("k", 1, cpu=0.1)
+    assert not bench.guard.kills_at_once("k")
+
+
+class Client:
+    """A connection that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+
+    def say(self, text: str, parent: dict[str, Any]) -> None:
+        self.heard.append((text, parent))

@@ -1,0 +1,132 @@
+"""Answers to cells that are kept back until it is told what a limit did to their kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from jupyter_client.session import Session
+
+from jupyter_kernelpool.held_replies import HeldReplies
+
+
+class Stock:
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        self.passed.append(self.kind_of(outgoing_msg))
+
+    def kind_of(self, message: list[Any]) -> str:
+        _, parts = SESSION.feed_identities(message)
+        return str(SESSION.unpack(parts[1])["msg_type"])
+
+    def disconnect(self) -> None:
+        self.kept: list[tuple[str, str]] = []
+
+
+class Guard:
+    """Settles when the test says so."""
+
+    def __init__(self) -> None:
+        self.kills = True
+        self.settled = asyncio.Event()
+        self.asked: list[dict[str, Any]] = []
+        self.fails = False
+
+    def kills_at_once(self, kernel_id: str) -> bool:
+        return self.kills
+
+    async def settle(self, kernel_id: str, header: dict[str, Any]) -> None:
+        self.asked.append(header)
+        if self.fails:
+            raise RuntimeError("no such file")
+        await self.settled.wait()
+
+
+SESSION = Session(key=b"")
+
+
+class Connection(HeldReplies, Stock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.guard = Guard()
+        self.multi_kernel_manager = self
+        self.session = SESSION
+        self.kernel_id = "k"
+        self._awaited = {}
+
+    def find_replay(self) -> Any:
+        return self
+
+    def append(self, message: tuple[str, list[Any]]) -> None:
+        self.kept.append((message[0], self.kind_of(message[1])))
+
+    def ask(self) -> dict[str, Any]:
+        header: dict[str, Any] = SESSION.msg("execute_request")["header"]
+        self._awaited[header["msg_id"]] = header
+        return header
+
+    def hears(self, kind: str, parent: dict[str, Any], channel: str = "shell") -> None:
+        message = SESSION.msg(kind, content={}, parent=parent)
+        self.handle_outgoing_message(channel, SESSION.serialize(message))
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_answer_and_what_follows_it_wait_in_order_and_all_else_does_not() -> None:
+    connection = Connection()
+    header = connection.ask()
+    connection.hears("complete_reply", {})
+    connection.hears("execute_reply", header)
+    connection.hears("inspect_reply", {})
+    connection.hears("stream", header, "iopub")
+    await turn()
+    assert connection.passed == ["complete_reply", "stream"]
+    assert connection.guard.asked == [header]
+    connection.guard.settled.set()
+    await turn()
+    assert connection.passed == ["complete_reply", "stream", "execute_reply", "inspect_reply"]
+    connection.hears("inspect_reply", {})
+    assert connection.passed[-2:] == ["inspect_reply", "inspect_reply"], "at once"
+
+
+@pytest.mark.parametrize("kills", [True, False])
+async def test_answer_to_another_client_or_of_a_kernel_of_which_nothing_is_killed_does_not_wait(kills: bool) -> None:
+    connection = Connection()
+    connection.guard.kills = kills
+    connection.hears("execute_reply", {"msg_id": "another's"} if kills else connection.ask())
+    assert connection.passed == ["execute_reply"]
+
+
+async def test_answer_that_was_given_in_the_name_of_the_kernel_meanwhile_is_not_given_twice() -> None:
+    connection = Connection()
+    connection.hears("execute_reply", connection.ask())
+    await turn()
+    connection._awaited.clear()  # as `Notices.give_up`
+    connection.guard.settled.set()
+    await turn()
+    assert connection.passed == []
+
+
+async def test_what_is_held_when_its_client_goes_is_kept_for_it() -> None:
+    connection = Connection()
+    connection.hears("execute_reply", connection.ask())
+    connection.hears("inspect_reply", {})
+    await turn()
+    connection.disconnect()
+    connection.guard.settled.set()
+    await turn()
+    assert (connection.passed, connection.kept) == ([], [("shell", "execute_reply"), ("shell", "inspect_reply")])
+
+
+async def test_answer_passes_where_it_can_not_be_seen_what_was_killed() -> None:
+    connection = Connection()
+    connection.guard.fails = True
+    connection.hears("execute_reply", connection.ask())
+    await turn()
+    assert connection.passed == ["execute_reply"]
