@@ -96,7 +96,7 @@ class Throttle:
                     self._continue(slowed, [pid])
 
     def pauses(self, kernel_id: str) -> int:
-        """How often it was paused so far."""
+        """How often it was paused so far; a long pause counts as many, for it is slowed down all the while."""
         return self._pauses.get(kernel_id, 0)
 
     @property
@@ -163,8 +163,7 @@ class Throttle:
         slowed.at = now
         if not slowed.budget.running:
             slowed.last_pause = now
-            if ran:
-                self._pauses[kernel_id] = self.pauses(kernel_id) + 1
+            self._pauses[kernel_id] = self.pauses(kernel_id) + 1
             self._pause(slowed, members)
         elif not ran:
             self._continue(slowed, list(slowed.paused))

@@ -108,6 +108,18 @@ def test_tree_that_wants_no_more_goes_on_and_the_thread_ends(kp_spawn, kp_thrott
     until(lambda: "kernelpool-throttle" not in {thread.name for thread in threading.enumerate()})
 
 
+def test_long_pause_counts_all_the_while(kp_spawn, kp_throttle):
+    """Else a kernel that pays for a burst seems to want nothing, and its neighbours' share grows at its expense."""
+    pid = kp_spawn(SPIN)
+    until(lambda: cpu(pid) > 0.2)
+    kp_throttle.slow_down("k", pid, 0.01, used=1.0)
+    until(lambda: states(pid) == "T")
+    counts = set()
+    while states(pid) == "T":
+        counts.add(kp_throttle.pauses("k"))
+    assert len(counts) >= 3
+
+
 def test_what_its_user_stopped_stays_stopped(kp_spawn, kp_throttle):
     pid = kp_spawn("import os\nif os.fork() == 0:\n    while True: pass\nwhile True: pass")
     until(lambda: len(states(pid)) == 2)
