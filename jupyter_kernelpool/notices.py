@@ -129,7 +129,7 @@ class Notices:
             ran = ledger is not None and ledger.find(header["msg_id"]) is not None
             if place == 0 and (ledger is None or ledger.running is None):
                 ran = True  # a cell that ends its process, or holds its interpreter, at once is not heard to begin
-            self._end(header, ename, evalue, ran=ran)
+            self.end_execution(header, ename, evalue, ran=ran)
         return awaited
 
     def ended(self, msg_id: str) -> None:
@@ -155,10 +155,10 @@ class Notices:
         for msg_id in msg_ids:
             if msg_id not in self._awaited or ledger.find(msg_id) is not None or msg_id in ledger.expected:
                 continue
-            self._end(self._awaited.pop(msg_id), *words, ran=True)
+            self.end_execution(self._awaited.pop(msg_id), *words, ran=True)
 
-    def _end(self, header: dict[str, Any], ename: str, evalue: str, *, ran: bool) -> None:
-        """End one execution with that error; *ran*: it may have begun."""
+    def end_execution(self, header: dict[str, Any], ename: str, evalue: str, *, ran: bool) -> None:
+        """End one in the kernel's name, with that error; *ran*: it may have begun."""
         error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
         if ran:
             self.publish("iopub", "error", error, header)
@@ -167,32 +167,6 @@ class Notices:
         status = "error" if ran else "aborted"
         self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
         self.publish("iopub", "status", {"execution_state": "idle"}, header)
-
-    def answer_for_dead(self, incoming_msg: Any) -> bool:
-        """Answer what the client asks a kernel to run that stays dead until somebody restarts it; whether that was so.
-
-        ZeroMQ would keep it, and the next process run it. The status `dead` is not sent: JupyterLab takes it for the
-        end of the kernel, and its button for restarts then does nothing (@jupyterlab/services, `KernelConnection`).
-        """
-        why = self._why_dead()
-        if why is None:
-            return False
-        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
-            channel, header, _ = read_incoming(self.subprotocol, incoming_msg)
-            if channel == "shell" and header.get("msg_type") == "execute_request":
-                self._end(header, "KernelDied", why, ran=False)
-                return True
-        return False
-
-    def _why_dead(self) -> str | None:
-        manager: Any = self.multi_kernel_manager
-        if self.edge is None or self.kernel_id not in manager:
-            return None
-        kernel = manager.get_kernel(self.kernel_id)
-        if getattr(kernel, "execution_state", "") != "dead" or kernel.shutting_down or not kernel.ready.done():
-            return None  # it lives, or is being restarted
-        reason = str(getattr(kernel, "reason", "") or "").rstrip(".")
-        return f"The kernel is dead{f' ({reason})' if reason else ''}. Restart it."
 
     def declare_restarting(self) -> None:
         """Say that the kernel is restarted without having been asked, as jupyter_server does when one died."""

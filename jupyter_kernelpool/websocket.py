@@ -16,6 +16,7 @@ from typing import Any
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
 from jupyter_kernelpool.bounded import Bounded
+from jupyter_kernelpool.dead_kernels import DeadKernels
 from jupyter_kernelpool.held_replies import HeldReplies
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.nudge import is_nudge
@@ -184,7 +185,9 @@ class Prompt:
         return True
 
 
-class PooledWebsocketConnection(Prompt, HeldReplies, Notices, Traffic, Bounded, ZMQChannelsWebsocketConnection):
+class PooledWebsocketConnection(
+    Prompt, DeadKernels, HeldReplies, Notices, Traffic, Bounded, ZMQChannelsWebsocketConnection
+):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
 
@@ -194,6 +197,6 @@ def over(connection_class: type) -> type:
         return connection_class
     return type(
         f"Pooled{connection_class.__name__}",
-        (Prompt, HeldReplies, Notices, Traffic, Bounded, connection_class),
+        (Prompt, DeadKernels, HeldReplies, Notices, Traffic, Bounded, connection_class),
         {"__module__": __name__},
     )

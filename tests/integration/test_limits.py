@@ -187,6 +187,19 @@ def test_what_a_dead_kernel_is_asked_is_answered_and_not_run_after_its_restart(
     assert not mark.exists()
 
 
+def test_websocket_to_a_dead_kernel_opens_and_tells_why_and_serves_after_the_restart(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, memory="400M")
+    with browser(kp_limiting, kernel) as page:
+        assert run(page, ALLOCATES).reply["ename"] == "KernelKilled"
+    eventually(lambda: model_of(kp_limiting, kernel)["execution_state"] == "dead", "it stays dead")
+    with browser(kp_limiting, kernel) as page, browser(kp_limiting, kernel) as another:
+        cell = run(page, "1+1")
+        assert cell.reply["status"] == "aborted"
+        assert "memory limit" in cell.stderr
+        assert kp_limiting.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert (page.execute("1+1"), another.execute("2+2")) == ("2", "4")
+
+
 def test_kernel_that_grows_is_warned_once_and_interrupted_and_lives_on(kp_limiting: Server) -> None:
     kernel = limited(kp_limiting, memory="600M")
     pid = pid_of(kp_limiting, kernel)
