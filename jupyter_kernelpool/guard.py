@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,12 +22,11 @@ from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.ledger import Ledger
 from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.pace import Pace
 from jupyter_kernelpool.sums import Group, Sums
 
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
 ALL_KERNELS = "all kernels"
-QUICKER = 5.0
-SLOWER = 4.0
 RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
 NEAR = 0.5
 SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
@@ -47,9 +47,7 @@ class Guard:
         self._standings: dict[tuple[str, str], Standing] = {}
         self.sums = Sums(limits.policy)
         self._edge = edge
-        self._stirred = asyncio.Event()  # a cell is asked for, or begins
-        self._hurried = asyncio.Event()  # a look is waited for
-        self._looks: list[asyncio.Future[None]] = []  # done when the next look is over
+        self._pace = Pace(lambda: limits.interval)
         edge.on_ledger.append(self._follow)
         self._enforced: set[str] = set()  # kernels of which enforcers know
         self._task: asyncio.Task[None] | None = None
@@ -181,7 +179,8 @@ class Guard:
             async with asyncio.timeout(SETTLED_WITHIN):
                 # One look counts it, the next one finds that it was not the kernel itself.
                 for _ in range(2):
-                    await self._next_look()
+                    self._wake()
+                    await self._pace.next_look()
         except TimeoutError:
             log.warning("Kernel %s: it is not seen in time which of its processes were killed", kernel_id)
         finally:
@@ -212,35 +211,15 @@ class Guard:
     async def _run(self) -> None:
         while watched := self._watched():
             near = False
-            waited_for, self._looks = self._looks, []
-            self._hurried.clear()
-            try:
-                near = await self._look(watched)
-            except Exception:
-                log.exception("The guard of kernels' limits stumbled; it goes on")
-            for look in waited_for:
-                if not look.done():
-                    look.set_result(None)
-            await self._pause(near, watched)
+            with self._pace.look():
+                try:
+                    near = await self._look(watched)
+                except Exception:
+                    log.exception("The guard of kernels' limits stumbled; it goes on")
+            await self._pace.pause(near=near, is_astir=functools.partial(self._are_astir, watched))
 
-    async def _next_look(self) -> None:
-        """Have a look begin now, and wait for its end."""
-        look = asyncio.get_running_loop().create_future()
-        self._looks.append(look)
-        self._hurried.set()
-        self._stirred.set()
-        self._wake()
-        await look
-
-    async def _pause(self, near: bool, kernel_ids: Iterable[str]) -> None:
-        """Until the next look: soon while a kernel is near a limit, later while nothing runs in any of them, which
-        ends as soon as a cell is asked for.
-        """
-        self._stirred.clear()
-        hurried = await _happens(self._hurried, self.limits.interval / (QUICKER if near else 1.0))
-        if hurried or near or any(self._is_astir(kernel_id) for kernel_id in kernel_ids):
-            return
-        await _happens(self._stirred, self.limits.interval * (SLOWER - 1.0))
+    def _are_astir(self, kernel_ids: Iterable[str]) -> bool:
+        return any(self._is_astir(kernel_id) for kernel_id in kernel_ids)
 
     def _is_astir(self, kernel_id: str) -> bool:
         """Whether a cell runs in the kernel, or it computes all the same."""
@@ -249,8 +228,8 @@ class Guard:
         return computes or bool(self._edge.ledger(kernel_id).executions)
 
     def _follow(self, _kernel_id: str, ledger: Ledger) -> None:
-        ledger.on_begin.append(lambda _: self._stirred.set())
-        ledger.on_expect.append(self._stirred.set)
+        ledger.on_begin.append(lambda _: self._pace.stir())
+        ledger.on_expect.append(self._pace.stir)
 
     def _watched(self) -> dict[str, Subject]:
         return {
@@ -394,14 +373,6 @@ class Guard:
         task = asyncio.create_task(_guarded(act), name="kernelpool-guard-act")
         self._acts.add(task)
         task.add_done_callback(self._acts.discard)
-
-
-async def _happens(event: asyncio.Event, within: float) -> bool:
-    """Whether the event happens within so many seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within):
-            await event.wait()
-    return event.is_set()
 
 
 async def _guarded(act: Coroutine[Any, Any, None]) -> None:

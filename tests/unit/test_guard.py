@@ -461,7 +461,7 @@ def test_sum_that_nothing_enforces_is_refused(kp_bench):
 async def test_idle_kernels_are_looked_at_seldom_and_at_once_when_a_cell_is_asked_for(kp_bench, monkeypatch):
     bench = kp_bench(interval=0.05)
     monkeypatch.undo()  # its own loop runs
-    monkeypatch.setattr("jupyter_kernelpool.guard.SLOWER", 1000.0)  # "seldom" is never, for as long as this takes
+    monkeypatch.setattr("jupyter_kernelpool.pace.SLOWER", 1000.0)  # "seldom" is never, for as long as this takes
     await bench.start("k", 10, memory=1, cpu=0.0)
     while bench.enforcer.reads < 1:
         await asyncio.sleep(0.01)
@@ -483,7 +483,7 @@ async def test_kernel_that_computes_though_nothing_runs_in_it_is_looked_at_as_of
 ):
     bench = kp_bench(interval=0.05)
     monkeypatch.undo()
-    monkeypatch.setattr("jupyter_kernelpool.guard.SLOWER", 1000.0)
+    monkeypatch.setattr("jupyter_kernelpool.pace.SLOWER", 1000.0)
     await bench.start("k", 10, memory=1, cpu=0.5)
     while bench.enforcer.reads < 4:
         await asyncio.sleep(0.01)
