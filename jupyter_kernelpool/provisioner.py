@@ -20,6 +20,7 @@ from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool import metrics
+from jupyter_kernelpool.cold_start import ColdStart
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.identity import Identity
 from jupyter_kernelpool.lifecycle import Record, State
@@ -57,7 +58,7 @@ class PoolProvisioner(LocalProvisioner):
         self._begun: Process | None = None
         self.origin: Process | None = None  # the fork of a live kernel that this kernel is to be
         self._launched = False
-        self._tracked_pid = 0
+        self._cold: ColdStart | None = None
 
     # -- launching ----------------------------------------------------------------------------------
 
@@ -314,42 +315,18 @@ class PoolProvisioner(LocalProvisioner):
     async def _launch_cold(self, cmd: list[str], kwargs: dict[str, Any]) -> None:
         self.identity.release()
         manager: Any = self.parent
-        self.record = Record(recipe=manager.kernel_name, way="cold", born=time.time(), kernel_id=self.kernel_id)
-        metrics.record_born(self.record)
+        cold = self._cold = ColdStart(self.pool, manager.kernel_name, self.kernel_id)
+        self.record = cold.record
         try:
-            cmd = [*cmd, *self._init_code_arguments()]
-            if self._sandboxed:
-                cmd, kwargs = await self._confined(cmd, kwargs)
+            cmd, kwargs = await cold.prepare(cmd, kwargs, self._recipe_pool, manager.connection_file)
             await super().launch_kernel(cmd, **kwargs)
         except BaseException as error:
-            self.record.end(why=f"not started: {error}", now=time.time())
+            cold.failed(error)
             if isinstance(error, OSError) and cmd and error.filename == cmd[0] and self.on_not_started is not None:
                 self.on_not_started(error)
             raise
         assert self.pid is not None
-        self.record.pid = self.pid
-        self.record.move(State.ACTIVE, why="started cold", now=time.time())
-        self._tracked_pid = self.pid
-        self.pool.supervision.track(self.pid)
-
-    async def _confined(self, cmd: list[str], kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-        """*cmd* and the arguments of its start, inside the sandbox. Raises `NotEnforceable`."""
-        manager: Any = self.parent
-        sandbox = self.pool.settings_for(manager.kernel_name).sandbox
-        confinement = self.pool.sandboxing.confine(sandbox, False)
-        assert confinement is not None
-        wrapped, env = await self.pool.sandboxing.wrap(
-            cmd, kwargs.get("env") or os.environ, confinement, manager.connection_file
-        )
-        return wrapped, {**kwargs, "env": env}
-
-    def _init_code_arguments(self) -> list[str]:
-        """What makes a cold kernel run the recipe's init code too, if that is known to end well."""
-        pool = self._recipe_pool
-        if pool is None or not pool.verified or not pool.recipe.settings.init_code:
-            return []
-        # Two, because traitlets would read a single one that looks like a list as a list.
-        return [f"--IPKernelApp.exec_lines={line}" for line in ("None", pool.recipe.settings.init_code)]
+        cold.began(self.pid)
 
     def _take_over(self, process: Process, cwd: Any) -> None:
         self.process = process
@@ -432,11 +409,9 @@ class PoolProvisioner(LocalProvisioner):
             self.pool.user_start_ended(self.kernel_id)
 
     def _note_end(self, code: int | None) -> None:
-        if self._tracked_pid and self.process is None:
-            self.pool.supervision.untrack(self._tracked_pid)
-            self._tracked_pid = 0
-        if self.record is not None and self.record.way == "cold" and self.process is None:
-            self.record.end(why=f"exit code {code}" if code is not None else "ended", now=time.time())
+        if self._cold is not None and self.process is None:
+            self._cold.ended(code)
+            self._cold = None
 
 
 def _text(key: Any) -> str:
