@@ -172,17 +172,19 @@ class Guard:
         """The cell with that header has ended, and nobody has been told so yet: if the operating system has killed a
         process that it had started, tell that first."""
         subject = self._subjects.get(kernel_id)
-        if subject is None or not await asyncio.to_thread(self.held.by["memory"].has_killed, subject):
+        if subject is None:
             return
-        self._edge.closing[kernel_id] = header
         try:
             async with asyncio.timeout(SETTLED_WITHIN):
+                if not await asyncio.to_thread(self.held.by["memory"].has_killed, subject):
+                    return
+                self._edge.closing[kernel_id] = header
                 # One look counts it, the next one finds that it was not the kernel itself.
                 for _ in range(2):
                     self._wake()
                     await self._pace.next_look()
         except TimeoutError:
-            log.warning("Kernel %s: it is not seen in time which of its processes were killed", kernel_id)
+            log.warning("Kernel %s: it is not seen in time whether a process of it was killed", kernel_id)
         finally:
             self._edge.closing.pop(kernel_id, None)
 

@@ -55,7 +55,7 @@ class Identity:
         return True
 
     def descriptors(self) -> list[int]:
-        """The listeners, in the order of `CHANNELS` (kernelside.app has the same)."""
+        """The listeners, in the order of `CHANNELS` (kernelside.channels has the same)."""
         return [listener.fileno() for listener in self._listeners]
 
     def release(self) -> None:

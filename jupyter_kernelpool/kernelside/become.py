@@ -19,7 +19,8 @@ from ipykernel import kernelapp
 from IPython.core import interactiveshell
 
 from . import endings
-from .app import CHANNELS, UnboundKernelApp, reseed
+from .app import UnboundKernelApp, reseed
+from .channels import CHANNELS
 from .inheritance import Inheritance
 
 

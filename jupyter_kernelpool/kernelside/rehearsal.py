@@ -17,7 +17,8 @@ from jupyter_client.session import Session
 from tornado import ioloop
 from zmq.eventloop.zmqstream import ZMQStream
 
-from .app import UnboundKernelApp, run_in
+from .app import UnboundKernelApp
+from .channels import run_in
 
 TIMEOUT = 5.0
 SHELL = "inproc://jupyter-kernelpool-rehearsal-shell"
