@@ -88,7 +88,7 @@ class Edge:
         is none now."""
         if parent is None:
             running = self.ledger(kernel_id).running
-            parent = self.closing.get(kernel_id) or (running.header if running is not None else {})
+            parent = running.header if running is not None else {}
         connections = self.connections(kernel_id)
         for connection in connections:
             connection.say(text, parent)

@@ -29,6 +29,7 @@ REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the n
 ALL_KERNELS = "all kernels"
 RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
 NEAR = 0.5
+ALMOST = 0.9  # of an interval: a look that is a moment early is not put off by a whole quick one
 SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
 
 log = logging.getLogger("jupyter_kernelpool")
@@ -46,6 +47,10 @@ class Guard:
         self._readings: dict[str, Reading] = {}
         self._standings: dict[tuple[str, str], Standing] = {}
         self.sums = Sums(limits.policy)
+        self._near: frozenset[str] = frozenset()  # kernels near a limit of theirs: looked at more often
+        self._sum_is_near = False
+        self._whole_at = 0.0  # when all kernels are to be looked at next
+        self._refused: frozenset[str] = frozenset()  # limits on the sum of which the system refused more just now
         self._edge = edge
         self._pace = Pace(lambda: limits.interval)
         edge.on_ledger.append(self._follow)
@@ -179,14 +184,13 @@ class Guard:
                 if not await asyncio.to_thread(self.held.by["memory"].has_killed, subject):
                     return
                 self._edge.closing[kernel_id] = header
-                # One look counts it, the next one finds that it was not the kernel itself.
-                for _ in range(2):
-                    self._wake()
-                    await self._pace.next_look()
+                self._wake()
+                await self._pace.next_look()
         except TimeoutError:
             log.warning("Kernel %s: it is not seen in time whether a process of it was killed", kernel_id)
         finally:
-            self._edge.closing.pop(kernel_id, None)
+            if self._edge.closing.get(kernel_id) is header:  # else another client's cell is being closed
+                del self._edge.closing[kernel_id]
 
     async def close(self) -> None:
         """The server stops: nobody is judged any more. What holds the kernels goes with `let_all_go`."""
@@ -211,14 +215,25 @@ class Guard:
             self._task = asyncio.create_task(self._run(), name="kernelpool-guard")
 
     async def _run(self) -> None:
-        while watched := self._watched():
-            near = False
-            with self._pace.look():
-                try:
-                    near = await self._look(watched)
-                except Exception:
-                    log.exception("The guard of kernels' limits stumbled; it goes on")
-            await self._pace.pause(near=near, is_astir=functools.partial(self._are_astir, watched))
+        try:
+            while watched := self._watched():
+                with self._pace.look() as is_waited_for:
+                    try:
+                        await self._look(watched if is_waited_for else self._due(watched))
+                    except Exception:
+                        log.exception("The guard of kernels' limits stumbled; it goes on")
+                near = bool(self._near) or self._sum_is_near
+                await self._pace.pause(near=near, is_astir=functools.partial(self._are_astir, watched))
+        finally:
+            self._pace.end()
+
+    def _due(self, watched: dict[str, Subject]) -> dict[str, Subject]:
+        """Those to be looked at now: all of them at each interval, between only those that are near a limit."""
+        now = time.monotonic()
+        if self._sum_is_near or not self._near or now >= self._whole_at:
+            self._whole_at = now + self.limits.interval * ALMOST
+            return watched
+        return {kernel_id: subject for kernel_id, subject in watched.items() if kernel_id in self._near}
 
     def _are_astir(self, kernel_ids: Iterable[str]) -> bool:
         return any(self._is_astir(kernel_id) for kernel_id in kernel_ids)
@@ -240,22 +255,25 @@ class Guard:
             if self.sums.limited or self.allowances.of(kernel_id).limited & MEASURED
         }
 
-    async def _look(self, watched: dict[str, Subject]) -> bool:
-        """Read and judge all kernels once; whether one of them is near a limit."""
+    async def _look(self, watched: dict[str, Subject]) -> None:
+        """Read and judge these kernels once; their sums where they are all."""
         read = await self._read(list(watched.values()))
         readings = {
             kernel_id: reading
             for kernel_id, reading in read.items()
             if kernel_id in watched and self._subjects.get(kernel_id) is watched[kernel_id]  # else it was replaced
         }
-        near, slowed = False, {key for key, reading in readings.items() if self._was_slowed(key, reading)}
+        near, slowed = set[str](), {key for key, reading in readings.items() if self._was_slowed(key, reading)}
         for kernel_id, reading in readings.items():
             try:
-                near |= self._judge(watched[kernel_id], reading)
+                if self._judge(watched[kernel_id], reading):
+                    near.add(kernel_id)
             except Exception:
                 log.exception("Kernel %s: what it uses could not be judged", kernel_id)
+        self._near = self._near - watched.keys() | near
         self._readings.update(readings)
-        return (bool(self.sums.limited) and await self._judge_sums(watched, readings, slowed)) or near
+        if self.sums.limited and watched.keys() >= self._watched().keys():
+            self._sum_is_near = await self._judge_sums(watched, readings, slowed)
 
     async def _read(self, subjects: list[Subject]) -> dict[str, Reading]:
         readings: dict[str, Reading] = {}
@@ -312,6 +330,7 @@ class Guard:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
         own = {kernel_id: self.allowances.of(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
+        self._refused = frozenset().union(*(enforcer.refused_together() for enforcer in self.enforcers))
         judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
         for kernel_id, breach, step in judgement.steps:
             self._take(watched[kernel_id], breach, step)
@@ -329,7 +348,7 @@ class Guard:
         return Breach(limit, own, max(most, own), time.time(), outcome)
 
     def _all_kernels(self) -> Iterable[Group]:
-        return [Group(ALL_KERNELS, self.limits.total, frozenset(self._subjects))]
+        return [Group(ALL_KERNELS, self.limits.total, frozenset(self._subjects), self._refused)]
 
     def _in_force(self, kernel_id: str) -> Allowance:
         """What the kernel is held to by itself, its share of a group's cores included."""

@@ -32,16 +32,21 @@ class Pace:
         await look
 
     @contextlib.contextmanager
-    def look(self) -> Iterator[None]:
-        """Around each look: whoever waits for one that begins now is told of its end."""
+    def look(self) -> Iterator[bool]:
+        """Around each look: whoever waits for one that begins now is told of its end; gives whether somebody does."""
         waiting, self._waiting = self._waiting, []
         self._hurried.clear()
         try:
-            yield
+            yield bool(waiting)
         finally:
             for look in waiting:
                 if not look.done():
                     look.set_result(None)
+
+    def end(self) -> None:
+        """There is nothing to look at any more: nobody is to wait for that."""
+        with self.look():
+            pass
 
     async def pause(self, *, near: bool, is_astir: Callable[[], bool]) -> None:
         """Until the next look; *is_astir* is asked after an interval, without which it is not worth one yet."""

@@ -20,11 +20,16 @@ NO_CAP = float("inf")
 
 @dataclass(frozen=True)
 class Group:
-    """Kernels whose sum may be *allowance*; *name* is for people ("all kernels"). Never without a name."""
+    """Kernels whose sum may be *allowance*; *name* is for people ("all kernels"). Never without a name.
+
+    *refused* are the limits of which the operating system has just refused more: as it holds the sum, too, that never
+    is above what is allowed.
+    """
 
     name: str
     allowance: Allowance
     members: frozenset[str]
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Sums:
         self.caps: dict[str, float] = {}
         self._policy = policy
         self._find: list[Callable[[], Iterable[Group]]] = []
-        self._standings: dict[tuple[str, str], SumStanding] = {}
+        self._standings: dict[tuple[int, str, str], SumStanding] = {}  # by whose group it is, its name, and the limit
         self._slowed: dict[str, float] = {}  # when a kernel was last seen to be slowed down
 
     def add(self, find_groups: Callable[[], Iterable[Group]], most: Allowance) -> None:
@@ -67,8 +72,8 @@ class Sums:
         since the epoch."""
         judgement, caps = Judgement(), dict[str, float]()
         hungry = self._hungry(used, slowed, now)
-        groups = [group for find in self._find for group in find()]
-        for group in groups:
+        groups = [(place, group) for place, find in enumerate(self._find) for group in find()]
+        for place, group in groups:
             for limit in sorted(group.allowance.limited & SUMMED):
                 members = {
                     kernel_id: amounts[limit]
@@ -79,11 +84,11 @@ class Sums:
                     for kernel_id, share in share_cores(members, hungry, cores, group.allowance.cpu).items():
                         caps[kernel_id] = min(share, caps.get(kernel_id, share))
                 else:
-                    self._judge_sum(judgement, group, limit, members, now, at)
+                    self._judge_sum(judgement, place, group, limit, members, now, at)
         if "cpu" in self.limited:
             self._cap(judgement, caps, used)
-        names = {group.name for group in groups}
-        self._standings = {key: standing for key, standing in self._standings.items() if key[0] in names}
+        present = {(place, group.name) for place, group in groups}
+        self._standings = {key: standing for key, standing in self._standings.items() if key[:2] in present}
         return judgement
 
     def _hungry(self, used: Mapping[str, Mapping[str, float]], slowed: Collection[str], now: float) -> frozenset[str]:
@@ -93,15 +98,22 @@ class Sums:
         return frozenset(self._slowed)
 
     def _judge_sum(
-        self, judgement: Judgement, group: Group, limit: str, used: Mapping[str, float], now: float, at: float
+        self,
+        judgement: Judgement,
+        place: int,
+        group: Group,
+        limit: str,
+        used: Mapping[str, float],
+        now: float,
+        at: float,
     ) -> None:
         allowed = getattr(group.allowance, limit)
         judgement.near |= sum(used.values()) > NEAR * allowed
         standing, found = escalate_sum(
-            self._standings.get((group.name, limit), SumStanding()),
-            used=used, allowed=allowed, policy=self._policy, now=now,
+            self._standings.get((place, group.name, limit), SumStanding()),
+            used=used, refused=limit in group.refused, allowed=allowed, policy=self._policy, now=now,
         )  # fmt: skip
-        self._standings[group.name, limit] = standing
+        self._standings[place, group.name, limit] = standing
         if found is not None:
             kernel_id, step = found
             breach = Breach(limit, allowed, standing.standing.seen, at, "", group.name)
@@ -127,15 +139,23 @@ class SumStanding:
 
 
 def escalate_sum(
-    present: SumStanding, *, used: Mapping[str, float], allowed: float, policy: Policy, now: float
+    present: SumStanding,
+    *,
+    used: Mapping[str, float],
+    allowed: float,
+    policy: Policy,
+    now: float,
+    refused: bool = False,
 ) -> tuple[SumStanding, tuple[str, Step] | None]:
     """What to do when the kernels, by id, use so much of a resource of which together they are *allowed* so much.
 
-    It concerns the one that uses most. Each is interrupted, and given time, before it is ended for the sum.
+    It concerns the one that uses most. Each is interrupted, and given time, before it is ended for the sum. *refused*:
+    they wanted one more than that.
     """
     if not used:
         return SumStanding(), None
-    standing, step = escalate(present.standing, used=sum(used.values()), allowed=allowed, policy=policy, now=now)
+    total = max(sum(used.values()), allowed + 1 if refused else 0)
+    standing, step = escalate(present.standing, used=total, allowed=allowed, policy=policy, now=now)
     asked = present.asked if standing.interrupted_at is not None else frozenset()
     if step is None:
         return SumStanding(standing, asked), None

@@ -66,6 +66,10 @@ class Enforcer(ABC):
         """
         return
 
+    def refused_together(self) -> frozenset[str]:
+        """The limits of that sum of which the operating system has refused more, since this was last asked."""
+        return frozenset()
+
     def leaves(self) -> dict[str, str]:
         """Control groups that would be left were the server killed, and for each where its processes are to go."""
         return {}

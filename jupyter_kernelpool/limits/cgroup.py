@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -26,6 +27,9 @@ APART = "apart"  # forks of limited kernels that are held to the sum only: check
 EXACT_FROM = 0.5  # of the limit: below it an upper bound of the memory will do
 SLOWED = 0.5  # of the periods in which it ran: less is a burst, not what somebody has to be told of
 FULL = 0.9  # of the processes allowed: a refusal below it was the sum's
+BATCH = 1 << 20  # bytes; memory is charged by some pages at once
+EXITING = 0x4  # among the flags of /proc/PID/stat (PF_EXITING, include/linux/sched.h)
+KILL = 1 << (signal.SIGKILL - 1)
 WORTH_COUNTING = 0.05  # of the limit: exact memory is dear to read
 
 
@@ -34,7 +38,8 @@ class Watched:
     """What is known of a kernel's group since its present process came.
 
     *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before.
-    *killed* processes were known at the last look: those since then may have been the kernel itself.
+    *short* is how often memory had been refused by then, for the group's own limit and for the sum's. So many killed
+    processes are *told* of already.
     """
 
     pid: int
@@ -43,9 +48,9 @@ class Watched:
     began: Tally
     tally: Tally
     at: float
-    killed: int
+    short: tuple[int | None, int | None]
+    told: int
     pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
-    told: int = 0
     throttled: int = 0
     peak: int = 0
 
@@ -63,6 +68,8 @@ class CgroupEnforcer(Enforcer):
         self._total = Allowance()
         self._summed: frozenset[str] = frozenset()
         self._watched: dict[str, Watched] = {}
+        self._refused_together = False
+        self._refused_above = 0
 
     def prepare(self) -> dict[str, str]:
         found = find_hierarchy(f"jupyter-kernelpool-{os.getpid()}-{secrets.token_hex(4)}")
@@ -73,6 +80,13 @@ class CgroupEnforcer(Enforcer):
 
     def hold_together(self, total: Allowance, limits: frozenset[str]) -> None:
         self._total, self._summed = total, limits & total.limited
+
+    def refused_together(self) -> frozenset[str]:
+        if "processes" not in self._summed or not self._groups.has(""):
+            return frozenset()
+        above, self._refused_above = self._refused_above, self._groups.refused("")
+        refused, self._refused_together = self._refused_together or self._refused_above > above, False
+        return frozenset({"processes"}) if refused else frozenset()
 
     def leaves(self) -> dict[str, str]:
         return self._hierarchy.leaves if self._hierarchy is not None else {}
@@ -98,20 +112,22 @@ class CgroupEnforcer(Enforcer):
             if watched is None or watched.pid != subject.pid or has_ended(subject.pid):
                 continue
             tally = self._groups.tally(group_of(subject.kernel_id))
-            if tally is not None:
+            if tally is not None and not (tally.killed > watched.told and is_dying(subject.pid)):
                 found[subject.kernel_id] = self._reading(subject, watched, tally)
         return found
 
     def why_ended(self, subject: Subject) -> tuple[str, float] | None:
         watched = self._watched.get(subject.kernel_id)
         tally = self._groups.tally(group_of(subject.kernel_id)) if watched is not None else None
-        if watched is None or tally is None or tally.killed <= watched.told or not self._limits_memory(watched):
+        if watched is None or tally is None or tally.killed <= watched.told:
+            return None
+        if not self._fell_short(group_of(subject.kernel_id), watched):
             return None
         return "memory", max(watched.peak, self._groups.highest(group_of(subject.kernel_id)))
 
     def has_killed(self, subject: Subject) -> bool:
         watched = self._watched.get(subject.kernel_id)
-        if watched is None or watched.pid != subject.pid or not self._limits_memory(watched):
+        if watched is None or watched.pid != subject.pid:
             return False
         return self._groups.killed(group_of(subject.kernel_id)) > watched.told
 
@@ -154,6 +170,7 @@ class CgroupEnforcer(Enforcer):
         if present is not None and present.pid == subject.pid:
             present.allowance, present.pending = allowance, pending
             return
+        groups.forget_highest(group)
         pids = [one.pid for one in scan().tree(subject.pid)] or [subject.pid]
         memory = read_memory(pids) if allowance.memory else {}
         for pid in pids:
@@ -162,7 +179,7 @@ class CgroupEnforcer(Enforcer):
         if uncharged < WORTH_COUNTING * allowance.memory:
             uncharged = 0
         self._watched[subject.kernel_id] = Watched(
-            subject.pid, allowance, uncharged, tally, tally, time.monotonic(), tally.killed, pending, tally.killed
+            subject.pid, allowance, uncharged, tally, tally, time.monotonic(), self._short(group), tally.killed, pending
         )
 
     def _limit(self, group: str, allowance: Allowance, limits: frozenset[str]) -> None:
@@ -186,24 +203,37 @@ class CgroupEnforcer(Enforcer):
             used["cpu"] = max(0.0, tally.cpu - before.cpu) / (now - watched.at)
         used["processes"] = tally.processes
         asked_for_more = tally.refused > before.refused
-        if asked_for_more and (not self._total.processes or tally.processes >= FULL * allowance.processes):
+        if asked_for_more and (not self._total.processes or 0 < FULL * allowance.processes <= tally.processes):
             used["processes"] = max(tally.processes, allowance.processes + 1)
+        elif asked_for_more:
+            self._refused_together = True
         if tally.throttled - before.throttled > SLOWED * (tally.periods - before.periods):
             watched.throttled += 1
         if watched.pending and not self._exceeds(group, allowance.memory):
             watched.pending = False
             self._limit(group, allowance, frozenset({"memory"}))
-        watched.told, watched.killed = watched.killed, tally.killed
-        killed = watched.told - watched.began.killed
+        watched.told = tally.killed
+        killed = tally.killed - watched.began.killed
         if tally.killed > before.killed:  # else files that it read may be in the highest
             watched.peak = max(watched.peak, self._groups.highest(group))
         watched.tally, watched.at = tally, now
-        refused = {"memory": killed} if killed and self._limits_memory(watched) else {}
+        refused = {"memory": killed} if killed and self._fell_short(group, watched) else {}
         return Reading(used, watched.peak, refused, watched.throttled)
 
-    def _limits_memory(self, watched: Watched) -> bool:
-        """Whether a process of the group can have been killed for a limit of ours: else the machine had none left."""
-        return bool(watched.allowance.memory or self._total.memory)
+    def _short(self, group: str) -> tuple[int | None, int | None]:
+        return self._groups.short(group), self._groups.short("")
+
+    def _fell_short(self, group: str, watched: Watched) -> bool:
+        """Whether a process of the group can have been killed for a limit of ours: else it is the machine that had no
+        memory left, or a container that the server runs in."""
+        limits = watched.allowance.memory, self._total.memory
+        return any(
+            limit and (before < now if before is not None and now is not None else self._was_full(where, limit))
+            for where, limit, before, now in zip((group, ""), limits, watched.short, self._short(group), strict=True)
+        )
+
+    def _was_full(self, group: str, memory: int) -> bool:
+        return self._groups.highest(group) >= self._hard(memory) - BATCH
 
     def _memory(self, group: str, subject: Subject, watched: Watched, charged: int) -> int:
         """Exactly where that matters: near the limit, and where it is summed up with others'."""
@@ -251,6 +281,15 @@ def our_pids(pid: int) -> frozenset[int]:
 def group_of(kernel_id: str) -> str:
     """The name of a kernel's group; an id may hold anything."""
     return f"kernel-{quote(kernel_id, safe='')}"
+
+
+def is_dying(pid: int) -> bool:
+    """Whether the process is being killed, which takes as long as giving back its memory does."""
+    line = readable(f"/proc/{pid}/stat")
+    if not line or int(line.rpartition(")")[2].split()[6]) & EXITING:
+        return True
+    rows = (row.partition(":") for row in readable(f"/proc/{pid}/status").splitlines())
+    return any(name in ("SigPnd", "ShdPnd") and int(signals, 16) & KILL for name, _, signals in rows)
 
 
 def has_ended(pid: int) -> bool:

@@ -118,7 +118,20 @@ class Hierarchy(ABC):
 
     @abstractmethod
     def killed(self, group: str) -> int:
-        """The processes of it that were killed for memory; cheap to read."""
+        """The processes of it that were killed for memory, whoever had none left; cheap to read."""
+
+    @abstractmethod
+    def short(self, group: str) -> int | None:
+        """How often memory was refused for the group's own limit, not for one below or above it; None where the system
+        does not count that, and `highest` has to tell."""
+
+    def forget_highest(self, group: str) -> None:
+        """Have `highest` begin anew, where that can be done."""
+        return
+
+    def refused(self, group: str) -> int:
+        """How often a process of it was refused another one; since Linux 6.11 of those below it too, for its limit."""
+        return self._table("pids", group, "pids.events").get("max", 0)
 
     @abstractmethod
     def droppable(self, group: str) -> int:
@@ -198,12 +211,16 @@ class Unified(Hierarchy):
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),
-            refused=self._table("pids", group, "pids.events").get("max", 0),
+            refused=self.refused(group),
             killed=self.killed(group),
         )
 
     def killed(self, group: str) -> int:
         return self._table("memory", group, "memory.events").get("oom_kill", 0)
+
+    def short(self, group: str) -> int | None:
+        events = self._table("memory", group, "memory.events.local")  # since Linux 5.2
+        return (events or self._table("memory", group, "memory.events")).get("oom", 0)
 
     def droppable(self, group: str) -> int:
         memory = self._table("memory", group, "memory.stat")
@@ -295,12 +312,19 @@ class Legacy(Hierarchy):
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),
-            refused=self._table("pids", group, "pids.events").get("max", 0),
+            refused=self.refused(group),
             killed=self.killed(group),
         )
 
     def killed(self, group: str) -> int:
         return self._table("memory", group, "memory.oom_control").get("oom_kill", 0)
+
+    def short(self, group: str) -> int | None:
+        return None  # memory.failcnt stays 0 on newer kernels (seen with 6.18)
+
+    def forget_highest(self, group: str) -> None:
+        if "memory" in self.tops:
+            self._write("memory", group, "memory.max_usage_in_bytes", 0)
 
     def droppable(self, group: str) -> int:
         memory = self._table("memory", group, "memory.stat")

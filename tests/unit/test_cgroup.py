@@ -1,5 +1,6 @@
 """Control groups for real, as far as this machine has them: what is held, what is read, what is told."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 
 from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.errors import NotEnforceable
+from jupyter_kernelpool.limits import cgroup
 from jupyter_kernelpool.limits.base import Subject
-from jupyter_kernelpool.limits.cgroup import CgroupEnforcer, group_of
+from jupyter_kernelpool.limits.cgroup import CgroupEnforcer, group_of, is_dying
 from jupyter_kernelpool.testing.enforcers import Worker, is_alive, until
 
 MIB = 1 << 20
@@ -65,14 +67,48 @@ def test_memory_within_the_headroom_is_read_for_the_guard_to_act(kp_enforcer, kp
     assert freed.peak == reading.peak
 
 
-def test_a_childs_end_is_told_at_the_second_look_and_blamed_for_nothing_later(kp_enforcer, kp_worker):
+def test_a_childs_end_is_told_and_blamed_for_nothing_later(kp_enforcer, kp_worker):
     kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
+    assert not kp_enforcer.has_killed(kp_worker.subject)
     assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
-    assert read(kp_enforcer, kp_worker).refused == {}, "it might have been the kernel, and about to be reported"
+    assert kp_enforcer.has_killed(kp_worker.subject)
     reading = read(kp_enforcer, kp_worker)
+    assert not kp_enforcer.has_killed(kp_worker.subject), "it is told"
     assert reading.refused == {"memory": 1}
     assert reading.peak >= 100 * MIB
     kp_worker.end()
+    assert kp_enforcer.why_ended(kp_worker.subject) is None
+
+
+def test_kernel_that_is_being_killed_is_not_taken_for_a_child_of_its(kp_enforcer, kp_worker, monkeypatch):
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
+    assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr(cgroup, "is_dying", lambda pid: pid == kp_worker.subject.pid)
+        assert kp_enforcer.read([kp_worker.subject], frozenset()) == {}
+    kp_worker.end()
+    assert kp_enforcer.why_ended(kp_worker.subject)[0] == "memory"
+
+
+def test_process_is_dying_from_the_signal_until_it_is_gone():
+    worker = Worker("k")
+    pid = worker.subject.pid
+    assert not is_dying(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert is_dying(pid)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert is_dying(pid), "a zombie"
+    worker.end()
+    assert is_dying(pid), "gone"
+
+
+def test_no_limit_is_blamed_where_the_machine_or_a_container_has_no_memory_left(kp_enforcer, kp_worker):
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=400 * MIB), kp_enforcer.holds)
+    kp_enforcer._groups.limit_memory("", 0, 100 * MIB)  # as a container's: nobody told the enforcer
+    assert eat(kp_worker, 200 * MIB) == -signal.SIGKILL
+    assert read(kp_enforcer, kp_worker).refused == {}
+    kp_worker.ask(f"globals().update(kept=bytearray({200 * MIB}))")
+    until(lambda: not is_alive(kp_worker.subject.pid), "the process is ended")
     assert kp_enforcer.why_ended(kp_worker.subject) is None
 
 
@@ -117,6 +153,18 @@ def test_refused_processes_are_read_as_more_than_allowed(kp_enforcer, kp_worker)
     kp_worker.ask(f"__import__('subprocess').run(['sh', '-c', {script!r}], stderr=-3).returncode")
     assert read(kp_enforcer, kp_worker).used["processes"] == 21
     assert read(kp_enforcer, kp_worker).used["processes"] < 21, "nothing was refused since"
+
+
+def test_process_that_is_refused_for_the_sum_is_told_as_such(kp_enforcer, kp_worker):
+    kp_enforcer.hold_together(Allowance(processes=12), frozenset({"processes"}))
+    kp_enforcer.hold(kp_worker.subject, Allowance(processes=100), kp_enforcer.holds)
+    assert kp_enforcer.refused_together() == frozenset()
+    script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 0.3 & done; wait"
+    kp_worker.ask(f"__import__('subprocess').run(['sh', '-c', {script!r}], stderr=-3).returncode")
+    assert read(kp_enforcer, kp_worker).used["processes"] <= 12, "not for its own limit"
+    assert kp_enforcer.refused_together() == {"processes"}
+    read(kp_enforcer, kp_worker)
+    assert kp_enforcer.refused_together() == frozenset(), "nothing was refused since"
 
 
 def test_all_together_are_held_to_the_sum(kp_enforcer, kp_worker):

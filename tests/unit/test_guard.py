@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from typing import Any, ClassVar
 
 import pytest
@@ -475,6 +476,21 @@ async def test_idle_kernels_are_looked_at_seldom_and_at_once_when_a_cell_is_aske
         await asyncio.sleep(0.01)  # it goes on while the cell runs
     ledger.heard("status", header, 1, "idle", time.monotonic())
     bench.guard.forget("k")
+    await bench.guard.close()
+
+
+async def test_only_kernels_near_a_limit_are_looked_at_more_often(kp_bench, monkeypatch):
+    bench = kp_bench(interval=0.5)
+    looked_at = Counter()
+    read = bench.enforcer.read
+    bench.enforcer.read = lambda subjects, others: (looked_at.update(one.kernel_id for one in subjects),
+                                                    read(subjects, others))[1]  # fmt: skip
+    monkeypatch.undo()
+    await bench.start("near", 10, memory=60, cpu=0.5)
+    await bench.start("far", 20, memory=10, cpu=0.5)
+    while looked_at["near"] < 20:
+        await asyncio.sleep(0.01)
+    assert 2 <= looked_at["far"] <= 8
     await bench.guard.close()
 
 

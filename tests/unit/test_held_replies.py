@@ -14,8 +14,25 @@ from jupyter_kernelpool.held_replies import HeldReplies
 class Stock:
     def __init__(self) -> None:
         self.passed: list[str] = []
+        self.given_up: list[dict[str, Any]] = []
+        self.answered: list[str] = []
+        self.fails = False  # once
+        self._awaited: dict[str, dict[str, Any]] = {}
+
+    def give_up(self, ename: str, evalue: str) -> list[dict[str, Any]]:
+        self.given_up, self._awaited = list(self._awaited.values()), {}
+        return self.given_up
+
+    def _answer(self, msg_ids: list[str], words: tuple[str, str]) -> None:
+        self.answered += msg_ids
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        if self.fails:
+            self.fails = False
+            raise ValueError("a wrong signature")
+        _, parts = SESSION.feed_identities(outgoing_msg)
+        if stream == "shell":
+            self._awaited.pop(SESSION.unpack(parts[2]).get("msg_id", ""), None)  # as `Notices`
         self.passed.append(self.kind_of(outgoing_msg))
 
     def kind_of(self, message: list[Any]) -> str:
@@ -55,7 +72,6 @@ class Connection(HeldReplies, Stock):
         self.multi_kernel_manager = self
         self.session = SESSION
         self.kernel_id = "k"
-        self._awaited = {}
 
     def find_replay(self) -> Any:
         return self
@@ -128,5 +144,43 @@ async def test_answer_passes_where_it_can_not_be_seen_what_was_killed() -> None:
     connection = Connection()
     connection.guard.fails = True
     connection.hears("execute_reply", connection.ask())
+    await turn()
+    assert connection.passed == ["execute_reply"]
+
+
+async def test_what_is_held_was_answered_by_the_kernel_though_it_ends_now() -> None:
+    connection = Connection()
+    first, second = connection.ask(), connection.ask()
+    connection.hears("execute_reply", first)
+    await turn()
+    connection.give_up("KernelKilled", "memory")
+    assert connection.passed == ["execute_reply"], "before the second is given up"
+    assert connection.given_up == [second]
+    connection.guard.settled.set()
+    await turn()
+    assert connection.passed == ["execute_reply"]
+
+
+async def test_one_look_serves_all_that_is_held_and_none_of_it_counts_as_not_answered() -> None:
+    connection = Connection()
+    headers = [connection.ask() for _ in range(4)]
+    for header in headers:
+        connection.hears("execute_reply", header)
+    connection._answer([header["msg_id"] for header in headers], ("NotAnswered", ""))
+    assert connection.answered == []
+    await turn()
+    connection.guard.settled.set()
+    await turn()
+    assert connection.passed == ["execute_reply"] * 4
+    assert connection.guard.asked == headers[:1]
+
+
+async def test_answer_that_can_not_be_passed_on_keeps_no_other() -> None:
+    connection = Connection()
+    headers = [connection.ask() for _ in range(2)]
+    connection.fails = True
+    for header in headers:
+        connection.hears("execute_reply", header)
+    connection.guard.settled.set()
     await turn()
     assert connection.passed == ["execute_reply"]

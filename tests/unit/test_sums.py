@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_kernelpool.allowance import Allowance
-from jupyter_kernelpool.escalation import Policy
+from jupyter_kernelpool.escalation import Interrupt, Kill, Policy, Warn
 from jupyter_kernelpool.sums import HUNGRY, Group, Sums, SumStanding, escalate_sum, share_cores
 
 POLICY = Policy(warn_at=0.8, interrupts=True, grace=3.0, hard=1.5)
@@ -108,6 +108,38 @@ def test_each_group_is_judged_by_its_own_members_and_its_breach_names_it():
     found = [(kernel_id, breach.group, breach.seen, type(step).__name__) for kernel_id, breach, step in judgement.steps]
     assert found == [("a", "kernels of ada", 110.0, "Interrupt"), ("c", "kernels of bob", 99.0, "Warn")]
     assert judgement.near
+
+
+def test_groups_of_the_same_name_and_members_are_kept_apart():
+    """One owner's kernels are all kernels: the quota is not crossed where the sum is."""
+    sums = Sums(POLICY)
+    for most in (100, 200):
+        group = Group("all kernels", Allowance(memory=most), frozenset("a"))
+        sums.add(groups_of(group), Allowance(memory=most))
+    steps = []
+    for look in range(60):
+        judgement = sums.judge({"a": {"memory": 105.0}}, "", {}, now=look / 10, at=0.0)
+        steps += [type(step).__name__ for _, breach, step in judgement.steps if breach.allowed == 100]
+    assert steps[:2] == ["Interrupt", "Kill"]
+
+
+def test_sum_of_which_the_system_refuses_more_is_crossed_though_it_never_is_above():
+    sums, refused = Sums(POLICY), frozenset({"processes"})
+
+    def judge(now, refused):
+        sums._find.clear()
+        sums.add(
+            groups_of(Group("all kernels", Allowance(processes=100), frozenset("ab"), refused)),
+            Allowance(processes=100),
+        )
+        used = {"a": {"processes": 90.0}, "b": {"processes": 10.0}}
+        return [(kernel_id, type(step)) for kernel_id, _, step in sums.judge(used, "", {}, now=now, at=0.0).steps]
+
+    assert judge(0.0, frozenset()) == [("a", Warn)]
+    assert judge(1.0, refused) == [("a", Interrupt)]
+    assert judge(1.1, frozenset()) == []
+    assert judge(1.0 + POLICY.grace, frozenset()) == [], "it asks for no more"
+    assert judge(1.1 + POLICY.grace, refused) == [("a", Kill)]
 
 
 def test_smallest_share_of_all_groups_holds_and_only_changes_are_told():
