@@ -36,6 +36,12 @@ def read_incoming(subprotocol: Any, message: Any) -> tuple[str | None, dict[str,
     return read.get("channel", "shell"), read.get("header", {}), read.get("metadata", {})
 
 
+def channel_of(frame: bytes) -> str:
+    """The channel of a message as it is sent to a client, in the protocol v1; read alone, for outputs may be large."""
+    begin, end = (int.from_bytes(frame[place : place + 8], "little") for place in (8, 16))
+    return frame[begin:end].decode("utf-8") if end - begin < len("control") + 1 else ""
+
+
 def read_requested_limits(metadata: Any) -> Any:
     """The limits that an execute request asks for itself, unchecked: `kernelpool.limits` of its metadata, or None."""
     own = metadata.get("kernelpool") if isinstance(metadata, dict) else None
@@ -51,6 +57,7 @@ class Notices:
     kernel_id: str
     write_own: Any
     find_replay: Any
+    _judging: bool  # what is being written came through `handle_outgoing_message`, or is our own
     _subprotocol: Any = None
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
 
@@ -114,6 +121,13 @@ class Notices:
             with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
                 self._note_outgoing(channel, outgoing_msg)
         super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
+
+    def _write(self, message: Any, binary: bool = False) -> Any:
+        """As `Bounded`; takes note of what another's class writes past `handle_outgoing_message`."""
+        if binary and not self._judging and self.edge is not None:
+            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+                self._note_written(message)
+        return super()._write(message, binary)  # type: ignore[misc]
 
     def say(self, text: str, parent: dict[str, Any]) -> None:
         """Show *text* as a line of stderr of the cell with the header *parent* ({}: of the one that the client waits
@@ -193,11 +207,19 @@ class Notices:
             self.edge.ledger(self.kernel_id).goes_on(time.monotonic())
 
     def _note_outgoing(self, channel: str, outgoing_msg: list[Any]) -> None:
-        assert self.edge is not None
         _, parts = self.session.feed_identities(outgoing_msg)
-        msg_id = self.session.unpack(parts[PARENT]).get("msg_id", "")
+        self._note_answer(channel, self.session.unpack(parts[HEADER]), self.session.unpack(parts[PARENT]))
+
+    def _note_written(self, frame: bytes) -> None:
+        if channel_of(frame) in ("shell", "stdin"):
+            channel, parts = deserialize_msg_from_ws_v1(frame)
+            self._note_answer(channel, json.loads(bytes(parts[0])), json.loads(bytes(parts[1])))
+
+    def _note_answer(self, channel: str, header: dict[str, Any], parent: dict[str, Any]) -> None:
+        assert self.edge is not None
+        msg_id = parent.get("msg_id", "")
         if channel == "shell":
             self._awaited.pop(msg_id, None)
             self.edge.ledger(self.kernel_id).answered(msg_id)
-        elif self.session.unpack(parts[HEADER])["msg_type"] == "input_request":
+        elif header["msg_type"] == "input_request":
             self.edge.ledger(self.kernel_id).waits(msg_id, time.monotonic())

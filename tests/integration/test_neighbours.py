@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_kernelpool.notices import ANSWER_WITHIN
+
 from .browsers import browser, execution
 from .conftest import Server
 
@@ -60,6 +62,26 @@ def test_output_limit_holds_on_the_neighbours_websocket(server: Server) -> None:
         assert "Interrupted; the kernel is ended if it prints on" in texts(published)
         assert len(texts(published)) <= MB + 1000
         assert tab.execute("kept") == "5"
+
+
+def test_answers_are_noticed_and_time_that_is_waited_for_input_does_not_count(server: Server) -> None:
+    kernel = server.start_kernel()
+    limits = {"limits": {"execution_timeout": 2}}
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", limits)[0] == 200
+    with browser(server, kernel) as tab:
+        asks = {**execution("print(input())"), "allow_stdin": True}
+        request = tab.send("execute_request", asks)
+        tab.until_asked()
+        time.sleep(5)  # longer than it may run, and than an answer may be late
+        tab.send("input_reply", {"value": "given", "status": "ok"}, "stdin")
+        reply, published = tab.until_idle(request)
+        assert reply["status"] == "ok"
+        assert texts(published) == "given\n"
+        time.sleep(ANSWER_WITHIN + 1)
+        with pytest.raises(TimeoutError):
+            print(tab.receive(timeout=0.5))  # nobody says that it was not answered
+        reply, _ = tab.until_idle(tab.send("execute_request", execution("import time; time.sleep(60)")))
+        assert reply["ename"] == "KeyboardInterrupt"
 
 
 def test_kernel_carries_on_after_a_restart(server: Server) -> None:
