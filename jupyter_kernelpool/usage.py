@@ -93,6 +93,20 @@ def scan() -> Snapshot:
     return Snapshot(_scan_proc() if LINUX else scan_with_psutil(), at)
 
 
+def rescan(before: Snapshot, pids: Iterable[int]) -> Snapshot:
+    """As `scan`, where only the trees of *pids* matter: of all others that are there, it has what *before* has.
+
+    A process that has got the pid of another one since is found by the next `scan` only.
+    """
+    if not LINUX:
+        return scan()
+    at, concerned = time.monotonic(), {one.pid for pid in pids for one in before.tree(pid)}
+    present = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    stats = (before.stats.get(pid) if pid not in concerned else None for pid in present)
+    found = (known or read_stat(pid) for pid, known in zip(present, stats, strict=True))
+    return Snapshot((one for one in found if one is not None), at)
+
+
 def count_descriptors(pids: Iterable[int]) -> int:
     """How many descriptors the processes have open; one that ended, or may not be looked at, has none."""
     return sum(_count_descriptors(pid) for pid in pids)

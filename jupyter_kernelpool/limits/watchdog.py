@@ -10,10 +10,11 @@ from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
 from jupyter_kernelpool.limits.cputime import CpuCount
 from jupyter_kernelpool.limits.throttle import Throttle
 from jupyter_kernelpool.memory import charge, read_memory
-from jupyter_kernelpool.usage import LINUX, Stat, scan
+from jupyter_kernelpool.usage import LINUX, Snapshot, Stat, rescan, scan
 
 EXACT_FROM = 0.5  # of the limit: below it an upper bound of the memory, which costs next to nothing, will do
 REMEMBERED = 10.0  # seconds for which memory of processes that do nothing is taken to be the same
+FRESH = 2.0  # seconds for which it is enough to look at the processes of some kernels
 LEAST_SPAN = 0.4  # seconds over which cores are told: a moment's work is no reason to slow anybody down
 
 Signs = frozenset[tuple[int, int, float, int]]
@@ -49,6 +50,7 @@ class WatchdogEnforcer(Enforcer):
         super().__init__(headroom)
         self.throttle = Throttle()
         self._watched: dict[str, Watched] = {}
+        self._whole: Snapshot | None = None
 
     def prepare(self) -> dict[str, str]:
         return {} if LINUX else {"cpu": "kernels are paused by what Linux tells of their processes"}
@@ -63,7 +65,8 @@ class WatchdogEnforcer(Enforcer):
         self._watched[subject.kernel_id] = Watched(subject.pid, allowance, subject.inherited)
 
     def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
-        snapshot = scan()
+        subjects = list(subjects)
+        snapshot = self._look([subject.pid for subject in subjects])
         self.throttle.others = others
         found = {}
         for subject in subjects:
@@ -101,6 +104,15 @@ class WatchdogEnforcer(Enforcer):
 
     def close(self) -> None:
         self.throttle.close()
+
+    def _look(self, pids: list[int]) -> Snapshot:
+        """All processes; but where only a few of the kernels are asked for, soon after all were, only theirs anew."""
+        if self._whole is not None and len(pids) < len(self._watched):
+            snapshot = rescan(self._whole, pids)
+            if snapshot.at - self._whole.at < FRESH:
+                return snapshot
+        self._whole = scan()
+        return self._whole
 
     def _count(self, kernel_id: str, watched: Watched, tree: list[Stat], at: float) -> None:
         """How many cores it uses; a tree that uses too many is slowed down from here on."""

@@ -17,7 +17,7 @@ import pytest
 
 from jupyter_kernelpool import usage
 from jupyter_kernelpool.memory import Memory, charge, read_memory
-from jupyter_kernelpool.usage import Reading, Root, Snapshot, Stat, cores, read_usage, scan
+from jupyter_kernelpool.usage import Reading, Root, Snapshot, Stat, cores, read_usage, rescan, scan
 
 MIB = 1024 * 1024
 SUPERVISOR, KERNEL, FORK = 10, 20, 30
@@ -316,3 +316,38 @@ def test_what_has_ended_has_no_reading(kp_python: Start) -> None:
     process.wait()
     assert read_usage({"gone": Root(process.pid)}, set()) == {}
     assert read_memory([process.pid]) == {}
+
+
+def test_rescan_sees_what_changed_in_the_trees_that_matter_and_has_the_rest_as_before():
+    script = "import subprocess, sys\nfor line in sys.stdin: print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    with contextlib.ExitStack() as stack:
+        one, other = (
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            for _ in range(2)
+        )
+
+        def start_child(process: Any) -> int:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        first = start_child(one)
+        before = scan()
+        second = start_child(one)
+        third = start_child(other)
+        now = rescan(before, [one.pid])
+        assert {stat.pid for stat in now.tree(one.pid)} == {one.pid, first, second}
+        assert now.stats[third].parent == other.pid, "new ones are all seen"
+        assert now.stats[other.pid] is before.stats[other.pid]
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while not rescan(before, [one.pid]).stats[first].ended:
+            assert time.monotonic() < deadline
+        for pid in (second, third):
+            os.kill(pid, signal.SIGKILL)
+        for process in (one, other):
+            process.kill()
