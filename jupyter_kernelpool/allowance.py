@@ -13,7 +13,6 @@ from jupyter_kernelpool.errors import Loosens, NotValid
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", re.IGNORECASE)
 BYTES = ("memory", "output")
-OF_EXECUTIONS = ("execution_timeout", "idle_output_timeout", "output")  # what a single one may limit for itself
 SECONDS = ("execution_timeout", "idle_output_timeout")
 COUNTS = ("processes", "open_files")
 LEAST_OPEN_FILES = 128  # a kernel has some sixty for itself, and ends when it can't accept a client
@@ -58,17 +57,20 @@ class Allowance:
                 )
         return self.changed(changes)
 
+    def within(self, other: Allowance) -> Allowance:
+        """The tighter of both, limit by limit."""
+        both = ((name, value, getattr(self, name)) for name, value in asdict(other).items() if value)
+        return self.changed({name: min(value, own) if own else value for name, value, own in both})
+
     def for_execution(self, asked: Any) -> tuple[Allowance, list[str]]:
         """This one as one execution has it that asked for the limits *asked*: those that tighten are heeded.
 
         And for each that is not, a sentence that says why.
         """
         allowance, refusals = self, []
-        for name, value in asked.items() if isinstance(asked, Mapping) else [("limits", asked)]:
+        for part in [{name: value} for name, value in asked.items()] if isinstance(asked, Mapping) else [asked]:
             try:
-                if name not in OF_EXECUTIONS:
-                    raise NotValid(f"an execution may limit {', '.join(OF_EXECUTIONS)}, not {name}")
-                allowance = allowance.tightened(read_limits({name: value}))
+                allowance = allowance.tightened(read_limits(part))
             except (NotValid, Loosens) as error:
                 refusals.append(f"Limit not heeded: {error}.")
         return allowance, refusals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance
@@ -23,6 +24,7 @@ class Allowances:
         self._held = held
         self._own: dict[str, Allowance] = {}  # of kernels that differ from their recipe
         self._known: dict[str, Allowance] = {}  # what its recipe allowed when it began, or since
+        self._asked: dict[str, dict[str, Allowance]] = {}  # what executions that run asked for, by kernel and msg_id
         self.refuse_unenforceable(limits.allowance, "KernelLimits")
         for kernel_name in manager.pool.recipes:
             self.refuse_unenforceable(self.for_kernelspec(kernel_name), f"KernelPool.recipes[{kernel_name!r}]")
@@ -48,6 +50,7 @@ class Allowances:
         allowance = own or self._own.get(kernel_id) or self.for_kernelspec(kernel_name)
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
         self._known[kernel_id] = allowance
+        self._asked.pop(kernel_id, None)  # nothing of its former process runs any more
         if own is not None:
             self._own[kernel_id] = own
 
@@ -55,6 +58,43 @@ class Allowances:
         """The kernel is gone for good."""
         self._own.pop(kernel_id, None)
         self._known.pop(kernel_id, None)
+        self._asked.pop(kernel_id, None)
+
+    def in_force(self, kernel_id: str) -> Allowance:
+        """What the kernel may use now: less than usual while an execution runs that asked for less."""
+        return functools.reduce(Allowance.within, self._asked.get(kernel_id, {}).values(), self.of(kernel_id))
+
+    def for_execution(self, kernel_id: str, asked: Any) -> tuple[Allowance, list[str]]:
+        """What an execution of the kernel may use that asked for the limits *asked*, and for each that is not heeded a
+        sentence that says why: it would loosen, or can't be enforced here."""
+        allowance, refusals = self.of(kernel_id).for_execution(asked)
+        for limit in sorted((allowance.limited & MEASURED) - self._held.by.keys()):
+            needed = self._held.missing.get(limit, NOBODY)
+            refusals.append(f"Limit not heeded: {limit.replace('_', ' ')} can't be enforced here: {needed}.")
+            allowance = allowance.changed({limit: 0})
+        return allowance, refusals
+
+    def begin_execution(self, kernel_id: str, msg_id: str, asked: Any) -> frozenset[str]:
+        """An execution that asked for the limits *asked* runs; the names of the measured ones that it tightens."""
+        allowance, _ = self.for_execution(kernel_id, asked)
+        present = self.of(kernel_id)
+        tighter = {name: getattr(allowance, name) for name in allowance.limited & MEASURED}
+        tighter = {name: value for name, value in tighter.items() if value != getattr(present, name)}
+        if tighter:
+            self._asked.setdefault(kernel_id, {})[msg_id] = Allowance().changed(tighter)
+        return frozenset(tighter)
+
+    def asked_by(self, kernel_id: str, msg_id: str) -> frozenset[str]:
+        """The measured limits that an execution tightens, as long as it runs."""
+        asked = self._asked.get(kernel_id, {}).get(msg_id)
+        return asked.limited if asked is not None else frozenset()
+
+    def end_execution(self, kernel_id: str, msg_id: str) -> None:
+        """It runs no more."""
+        asked = self._asked.get(kernel_id, {})
+        asked.pop(msg_id, None)
+        if not asked:
+            self._asked.pop(kernel_id, None)
 
     def change(self, kernel_id: str, changes: dict[str, float]) -> Allowance:
         """Limit one kernel otherwise from now on: whoever changes it next goes on from here. Raises `Loosens`,

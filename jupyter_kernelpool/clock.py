@@ -119,7 +119,7 @@ class Clock:
         asked = self._edge.requested.get(kernel_id, {}).get(execution.msg_id)
         self._watches[kernel_id, execution.msg_id] = Watch(execution, asked)
         if asked is not None:
-            for refusal in self._guard.allowances.of(kernel_id).for_execution(asked)[1]:
+            for refusal in self._guard.allowances.for_execution(kernel_id, asked)[1]:
                 self._edge.say(kernel_id, refusal, execution.header)
         self._look(kernel_id, execution)
 

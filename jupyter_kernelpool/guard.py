@@ -23,6 +23,7 @@ from jupyter_kernelpool.ledger import Ledger
 from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pace import Pace
+from jupyter_kernelpool.single_cells import SingleCells
 from jupyter_kernelpool.sums import Group, Sums
 
 REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
@@ -64,6 +65,9 @@ class Guard:
         self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
         self.allowances = Allowances(manager, limits, self.held)
         self.hold_together(self._all_kernels, limits.total, "KernelLimits.total")
+        self.single_cells = SingleCells(
+            self.allowances, edge, hold=self._hold_again, settle=self.settle, begin=self._begin
+        )
 
     # -- what is allowed ----------------------------------------------------------------------------
 
@@ -168,7 +172,7 @@ class Guard:
         """Whether the operating system may end processes of the kernel's before the guard has looked."""
         return (
             kernel_id in self._enforced
-            and (self.allowances.of(kernel_id).memory or self.limits.total.memory) > 0
+            and (self.allowances.in_force(kernel_id).memory or self.limits.total.memory) > 0
             and "memory" in self.held.by
             and self.held.by["memory"].kills
         )
@@ -252,7 +256,7 @@ class Guard:
         return {
             kernel_id: subject
             for kernel_id, subject in self._subjects.items()
-            if self.sums.limited or self.allowances.of(kernel_id).limited & MEASURED
+            if self.sums.limited or self.allowances.in_force(kernel_id).limited & MEASURED
         }
 
     async def _look(self, watched: dict[str, Subject]) -> None:
@@ -293,7 +297,7 @@ class Guard:
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
-        allowance = self.allowances.of(kernel_id)
+        allowance = self.allowances.in_force(kernel_id)
         self._judge_speed(kernel_id, reading, now)
         before = self._readings.get(kernel_id, Reading())
         if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
@@ -328,7 +332,7 @@ class Guard:
 
     async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading], slowed: set[str]) -> bool:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
-        own = {kernel_id: self.allowances.of(kernel_id).cpu for kernel_id in used}
+        own = {kernel_id: self.allowances.in_force(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
         self._refused = frozenset().union(*(enforcer.refused_together() for enforcer in self.enforcers))
         judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
@@ -342,7 +346,7 @@ class Guard:
 
     def _breach_of(self, kernel_id: str, limit: str, most: float, outcome: str) -> Breach:
         """What the operating system acted for on a kernel that used *most*: its own limit, or that of the sum."""
-        own, total = (getattr(one, limit) for one in (self.allowances.of(kernel_id), self.limits.total))
+        own, total = (getattr(one, limit) for one in (self.allowances.in_force(kernel_id), self.limits.total))
         if total and (not own or most < own):
             return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
         return Breach(limit, own, max(most, own), time.time(), outcome)
@@ -352,7 +356,7 @@ class Guard:
 
     def _in_force(self, kernel_id: str) -> Allowance:
         """What the kernel is held to by itself, its share of a group's cores included."""
-        allowance, cap = self.allowances.of(kernel_id), self.sums.caps.get(kernel_id)
+        allowance, cap = self.allowances.in_force(kernel_id), self.sums.caps.get(kernel_id)
         if cap is None or 0 < allowance.cpu <= cap:
             return allowance
         return allowance.changed({"cpu": cap})
@@ -371,6 +375,13 @@ class Guard:
                 await asyncio.to_thread(enforcer.hold, subject, allowance, limits)
             elif self._enforced:  # it may be a fork of a kernel that is held
                 await asyncio.to_thread(enforcer.set_apart, subject.pid)
+
+    async def _hold_again(self, kernel_id: str) -> None:
+        """Hold the kernel to what is in force by now, if it still has a process. Raises `NotEnforceable`."""
+        subject = self._subjects.get(kernel_id)
+        if subject is not None:
+            await self._hold(subject)
+            self._wake()
 
     async def _let_go(self, kernel_id: str) -> None:
         for enforcer in self.enforcers:

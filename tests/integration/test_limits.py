@@ -200,6 +200,26 @@ def test_websocket_to_a_dead_kernel_opens_and_tells_why_and_serves_after_the_res
         assert (page.execute("1+1"), another.execute("2+2")) == ("2", "4")
 
 
+def test_single_cell_may_ask_for_less_memory_and_the_next_one_has_it_all(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, processes=500)
+    pid = pid_of(kp_limiting, kernel)
+    keeps = "import time\nkept = b'x' * (450 << 20)\ntime.sleep(1.5)\ndel kept"
+    with browser(kp_limiting, kernel) as page:
+        page.metadata = {"kernelpool": {"limits": {"memory": "300M"}}}
+        cell = run(page, GROWS)
+        assert cell.error == "KeyboardInterrupt"
+        assert "300 MB allowed" in cell.stderr
+        page.metadata = {}
+        cell = run(page, keeps)
+        assert (cell.reply["status"], cell.stderr) == ("ok", "")
+        assert model_of(kp_limiting, kernel)["limits"]["memory"] is None
+        assert pid_of(kp_limiting, kernel) == pid
+        page.metadata = {"kernelpool": {"limits": {"memory": "300M"}}}
+        cell = run(page, ALLOCATES)
+        assert "300 MB allowed" in cell.stderr
+        assert cell.reply["ename"] in ("KernelKilled", "KeyboardInterrupt")
+
+
 def test_kernel_that_grows_is_warned_once_and_interrupted_and_lives_on(kp_limiting: Server) -> None:
     kernel = limited(kp_limiting, memory="600M")
     pid = pid_of(kp_limiting, kernel)

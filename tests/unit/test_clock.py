@@ -246,6 +246,9 @@ class Bench:
         """Those of all kernels: this one has `of`."""
         return self
 
+    def for_execution(self, kernel_id: str, asked: Any) -> tuple[Allowance, list[str]]:
+        return self.of(kernel_id).for_execution(asked)
+
     def of(self, kernel_id: str) -> Allowance:
         return self.allowance
 
@@ -519,6 +522,7 @@ OWN = Allowance(memory=100, execution_timeout=30, output=1000)
         ({"execution_timeout": 5}, dataclasses.replace(OWN, execution_timeout=5)),
         ({"output": "500"}, dataclasses.replace(OWN, output=500)),
         ({"execution_timeout": 30}, OWN),
+        ({"memory": 50, "processes": 9}, dataclasses.replace(OWN, memory=50, processes=9)),
     ],
 )
 def test_tighter_limits_of_an_execution_are_heeded(asked, allowance):
@@ -532,11 +536,11 @@ def test_tighter_limits_of_an_execution_are_heeded(asked, allowance):
         ({"execution_timeout": None}, "would loosen"),
         ({"execution_timeout": 0}, "would loosen"),
         ({"execution_timeout": "soon"}, "must be a number"),
-        ({"memory": 5}, "not memory"),
-        ({"patience": 5}, "not patience"),
-        ({1: 5}, "not 1"),
-        ("5 s", "not limits"),
-        ([], "not limits"),
+        ({"memory": 500}, "would loosen"),
+        ({"patience": 5}, "'patience' is no limit"),
+        ({1: 5}, "1 is no limit"),
+        ("5 s", "must be an object of limits"),
+        ([], "must be an object of limits"),
     ],
 )
 def test_others_are_not_and_it_is_said_why(asked, word):

@@ -548,6 +548,66 @@ async def test_answers_are_kept_back_where_the_system_kills_and_memory_is_limite
     assert not bench.guard.kills_at_once("k")
 
 
+# -- what a single execution asks for ---------------------------------------------------------------
+
+
+def begins(bench, msg_id, limits=None):
+    if limits is not None:
+        bench.edge.request("k", msg_id, limits)
+    header = {"msg_id": msg_id, "msg_type": "execute_request"}
+    bench.edge.ledger("k").heard("status", header, 1, "busy", time.monotonic())
+    return lambda: bench.edge.ledger("k").heard("status", header, 1, "idle", time.monotonic())
+
+
+async def test_kernel_is_held_to_what_a_cell_asks_for_as_long_as_that_runs(kp_bench):
+    bench = kp_bench({"memory": 100, "cpu": 2.0})
+    await bench.start("k", 1, memory=42)
+    ends = begins(bench, "1", {"memory": 40, "cpu": 4.0, "processes": 9, "output": 5})
+    await bench.settle()
+    assert bench.enforcer.held[-1] == (1, Allowance(memory=40, cpu=2.0, processes=9)), "cpu would be loosened"
+    assert bench.guard.allowances.of("k") == Allowance(memory=100, cpu=2.0), "its own are as before"
+    await bench.look()
+    assert bench.told() == ["interrupted"]
+    assert bench.guard.breaches["k"].allowed == 40
+    ends()
+    await bench.settle()
+    assert bench.guard.allowances.in_force("k") == Allowance(memory=100, cpu=2.0)
+
+
+async def test_next_cell_has_the_kernels_limits_again_however_quickly_it_follows(kp_bench):
+    bench = kp_bench({"memory": 100})
+    await bench.start("k", 1, memory=5)
+    for number in range(5):
+        begins(bench, f"tight {number}", {"memory": 40 + number})()
+        begins(bench, f"loose {number}")()
+    ends = begins(bench, "last", {"memory": 30})
+    await bench.settle()
+    assert bench.enforcer.held[-1] == (1, Allowance(memory=30))
+    ends()
+    await bench.settle()
+    assert bench.enforcer.held[-1] == (1, Allowance(memory=100))
+
+
+async def test_what_a_cell_asked_for_explains_the_end_of_its_process_and_binds_no_other(kp_bench):
+    bench = kp_bench({"cpu": 1.0})
+    kernel = await bench.start("k", 1, memory=5)
+    begins(bench, "1", {"memory": 40})
+    await bench.settle()
+    bench.enforcer.cause = ("memory", 44)
+    assert await bench.guard.explain_end("k")
+    assert (kernel.stays_dead_for.limit, kernel.stays_dead_for.allowed) == ("memory", 40)
+    await bench.start("k", 2, memory=5)
+    assert bench.enforcer.held[-1] == (2, Allowance(cpu=1.0))
+
+
+async def test_cell_that_asks_for_what_nothing_holds_here_is_told_and_goes_on(kp_bench):
+    bench = kp_bench({"memory": 100})
+    await bench.start("k", 1, memory=5)
+    allowance, (refusal,) = bench.guard.allowances.for_execution("k", {"open_files": 200, "memory": 50})
+    assert allowance == Allowance(memory=50)
+    assert "open files can't be enforced here" in refusal
+
+
 class Client:
     """A connection that notes what it is told."""
 
