@@ -215,7 +215,7 @@ def test_single_cell_may_ask_for_less_memory_and_the_next_one_has_it_all(kp_limi
         assert model_of(kp_limiting, kernel)["limits"]["memory"] is None
         assert pid_of(kp_limiting, kernel) == pid
         page.metadata = {"kernelpool": {"limits": {"memory": "300M"}}}
-        cell = run(page, ALLOCATES)
+        cell = run(page, EATS)
         assert "300 MB allowed" in cell.stderr
         assert cell.reply["ename"] in ("KernelKilled", "KeyboardInterrupt")
 
