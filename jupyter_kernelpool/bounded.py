@@ -15,6 +15,7 @@ from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.replay import Kept, Replay
 
+JUDGED = ("iopub", "shell")  # channels on which output comes, and errors, which answers have once more
 MOST_PARTS = 1000  # of a message: a frame that says more is none of that protocol
 PAUSE_AT = 1 / 8  # share of what may wait for a client, at which its kernel's output is left where it is
 NOT_READING = 10.0  # seconds in which a client for which it is left there reads nothing
@@ -60,7 +61,7 @@ class Bounded:
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
         """As stock; output beyond its limit is left out."""
         gate = self._gate
-        if gate is not None and getattr(stream, "channel", stream) == "iopub" and gate.limits:
+        if gate is not None and getattr(stream, "channel", stream) in JUDGED and gate.limits:
             judged = _judge(gate, outgoing_msg)
             if judged is None:
                 return
@@ -188,7 +189,7 @@ def _judge_frame(gate: Gate, frame: bytes) -> bytes | None:
         return frame
     try:
         channel, body = deserialize_msg_from_ws_v1(frame)
-        judged = gate.judge_body(body) if channel == "iopub" else body
+        judged = gate.judge_body(body) if channel in JUDGED else body
     except (ValueError, KeyError, IndexError, TypeError):
         return frame
     if judged is None or judged is body:

@@ -1,4 +1,4 @@
-"""What of a kernel's output one client gets, where it has a limit: messages of iopub, judged by `output`."""
+"""What of a kernel's output one client gets, where it has a limit: of iopub and of answers, as `output` judges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from jupyter_client.session import DELIM
 
 from jupyter_kernelpool.output import (
     ENVELOPE,
+    ERRORS,
     OUTPUT,
+    SMALL_UPDATE,
     Budget,
     Budgets,
     Cut,
@@ -20,6 +22,7 @@ from jupyter_kernelpool.output import (
     fitting,
     marker,
     note,
+    shorten_error,
     size_of,
 )
 from jupyter_kernelpool.output_watch import OutputWatch
@@ -45,7 +48,7 @@ class Gate:
         return self._watch.limited(self._kernel_id)
 
     def judge(self, parts: list[Any]) -> list[Any] | None:
-        """A message of iopub as ZeroMQ gave it: what the client gets instead, None for nothing.
+        """A message of iopub, or an answer, as ZeroMQ gave it: what the client gets instead, None for nothing.
 
         Raises `ValueError`, `KeyError`, `IndexError` or `TypeError` for what is no message.
         """
@@ -59,13 +62,15 @@ class Gate:
     def judge_body(self, body: list[Any]) -> list[Any] | None:
         """The same for header, parent's header, metadata, content and buffers."""
         kind = self.session.unpack(body[HEADER])["msg_type"]
-        if kind not in OUTPUT and kind != "clear_output":
+        if kind not in OUTPUT and kind not in ERRORS and kind != "clear_output":
             return body
         msg_id = str(self.session.unpack(body[PARENT]).get("msg_id", ""))
         limit = self._watch.limit_of(self._kernel_id, msg_id)
         if not limit:
             return body
         size = size_of(body[CONTENT:])
+        if kind in ERRORS:
+            return self._shortened(body, size, limit)
         display = display_of(kind, body[CONTENT], self.session.unpack)
         return self._carry_out(self._judge(msg_id, kind, size, limit, display), kind, body, limit)
 
@@ -85,6 +90,15 @@ class Gate:
                 return self._as_stream(body, content.get("name", "stderr"), text)
             case LeaveOut(size):
                 return self._as_stream(body, "stderr", note(size, limit))
+
+    def _shortened(self, body: list[Any], size: int, limit: int) -> list[Any]:
+        """An error as it is, or as much of it as fits; also where it is the answer to its cell."""
+        if size <= max(limit, SMALL_UPDATE):
+            return body
+        content = self.session.unpack(body[CONTENT])
+        if "ename" not in content:
+            return body  # the answer to a cell that ended well has what its client asked for
+        return [*body[:CONTENT], self.session.pack(shorten_error(content, limit))]
 
     def _as_stream(self, body: list[Any], name: str, text: str) -> list[Any]:
         """*text* in place of the message."""

@@ -18,7 +18,8 @@ from typing import Any
 from jupyter_kernelpool.allowance import human
 
 APPENDED = frozenset({"stream", "display_data", "execute_result"})
-OUTPUT = APPENDED | {"update_display_data"}  # all else passes: states, errors, and what widgets say to each other
+OUTPUT = APPENDED | {"update_display_data"}  # all else passes: states, and what widgets say to each other
+ERRORS = frozenset({"error", "execute_reply"})  # always pass, and count for nothing; those that are huge are shortened
 SMALL_UPDATE = 64 << 10  # an update up to this size passes whatever is left: a progress bar grows with its digits
 ENVELOPE = 200  # of a message: thousands of small ones are no less work for a browser than a large one
 NOTE_SIZE = ENVELOPE + 100
@@ -165,6 +166,25 @@ def fitting(text: str, room: int) -> str:
         except ValueError:  # in the middle of an escape: \u001b has six characters
             start = start[:-1]
     return ""
+
+
+def shorten_error(content: dict[str, Any], limit: int) -> dict[str, Any]:
+    """An error's *content* in about *limit* bytes, or `SMALL_UPDATE` where that is more: half of that for its text, and
+    as much of the traceback as then fits."""
+    room = max(limit, SMALL_UPDATE)
+    evalue = fitting(str(content.get("evalue", "")), room // 2)
+    left, lines = room - _sent(evalue), list[str]()
+    for line in content.get("traceback") or []:
+        part = fitting(str(line), left)
+        lines.append(part)
+        left -= _sent(part)
+        if len(part) < len(str(line)):
+            break
+    return {**content, "evalue": evalue, "traceback": [*lines, marker(limit).strip()]}
+
+
+def _sent(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False).encode())
 
 
 def display_of(kind: str, content: Any, unpack: Callable[[Any], Any]) -> str:

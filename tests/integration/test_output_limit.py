@@ -170,6 +170,21 @@ def test_one_large_output_is_cut_and_its_cell_goes_on(server: Server, kernel: st
         assert breaches(server, kernel)["outcome"] == "truncated"
 
 
+def test_error_that_is_huge_is_shortened_also_in_the_answer(server: Server, kernel: str) -> None:
+    with browser(server, kernel) as tab:
+        reply, published = run(tab, "raise RuntimeError('x' * (30 << 20))")
+        error = next(message["content"] for message in published if message["header"]["msg_type"] == "error")
+        for content in (error, reply):
+            assert content["ename"] == "RuntimeError"
+            assert content["evalue"].startswith("xxxx")
+            assert len(json.dumps(content)) < 10.1 * MB
+            assert "output limit of 10 MB reached" in content["traceback"][-1]
+        reply, published = run(tab, "print('more'); raise RuntimeError('short')")
+        assert "".join(reply["traceback"]).count("RuntimeError") >= 1
+        assert "left out" not in json.dumps(reply)
+        assert "more" in text_of(published)
+
+
 def test_image_that_does_not_fit_is_left_out_whole_and_said(server: Server, kernel: str) -> None:
     show = "from IPython.display import display\ndisplay({'image/png': 'A' * %d, 'text/plain': ''}, raw=True)"
     with browser(server, kernel) as tab:

@@ -26,6 +26,7 @@ from jupyter_kernelpool.output import (
     fitting,
     marker,
     note,
+    shorten_error,
     size_of,
 )
 
@@ -207,6 +208,21 @@ def test_text_is_cut_between_characters() -> None:
     assert fitting("a\x1b[31m", 5) == "a"
     assert fitting('\\"', 3) == "\\"
     assert fitting("\ud800 half a pair", 4) == "? ha"
+
+
+@given(
+    evalue=st.text(max_size=50) | st.integers(0, 300_000).map(lambda size: "é" * size),
+    traceback=st.lists(st.integers(0, 200_000).map(lambda size: "\x1b" * size), max_size=4),
+    limit=st.integers(1, 200_000),
+)
+def test_error_that_is_shortened_fits_and_says_so(evalue: str, traceback: list[str], limit: int) -> None:
+    content = {"ename": "E", "evalue": evalue, "traceback": traceback}
+    short = shorten_error(content, limit)
+    assert short["ename"] == "E"
+    assert evalue.startswith(short["evalue"])
+    assert all(given.startswith(kept) for given, kept in zip(traceback, short["traceback"][:-1], strict=False))
+    assert len(json.dumps(short, ensure_ascii=False).encode()) <= max(limit, SMALL_UPDATE) + 1000
+    assert short["traceback"][-1] == marker(limit).strip()
 
 
 def test_markers_name_the_limit() -> None:

@@ -103,7 +103,7 @@ def test_frame_of_another_class_is_judged_like_a_message(session: Session) -> No
         return bytes(serialize_msg_to_ws_v1(session.feed_identities(stream(session, text))[1][1:], channel))
 
     one = gate(session, 1000)
-    assert _judge_frame(one, whole := frame("shell", "x" * 5000)) is whole
+    assert _judge_frame(one, whole := frame("control", "x" * 5000)) is whole
     assert _judge_frame(one, whole := frame("iopub", "first")) is whole
     cut = _judge_frame(one, frame("iopub", "x" * 5000))
     assert cut is not None
