@@ -312,6 +312,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def remove_kernel(self, kernel_id: str) -> Any:
         """As stock; whoever waits for a place gets this one."""
         removed = super().remove_kernel(kernel_id)
+        why = str(getattr(removed, "reason", "") or "The kernel was shut down.")
+        self.edge.give_up(kernel_id, "KernelKilled", why)  # one that could not be interrupted has answered nothing
         self.forking.kernel_ended(kernel_id)
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)
