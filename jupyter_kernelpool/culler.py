@@ -84,8 +84,8 @@ class KernelCuller(LoggingConfigurable):
         [Integer(min=0), Unicode()],
         default_value=0,
         config=True,
-        help="""Memory to leave free on the machine: bytes, or text such as "600M". Below it the idle kernel goes that
-        was not used for longest, one at a time, without a warning. 0: none goes for that.""",
+        help="""Memory to leave free on the machine: bytes, or text such as "600M". Below it warm kernels go, and
+        then the idle kernel that was not used for longest, one at a time, without a warning. 0: none goes for that.""",
     )
     interval = Float(5.0, min=0.1, config=True, help="Seconds between two looks at the kernels.")
 
@@ -187,7 +187,8 @@ class Culler:
 
     def _plan(self, kernel_ids: Iterable[str], memory: Mapping[str, int]) -> list[Action]:
         views = [self._view(kernel_id, memory.get(kernel_id, 0)) for kernel_id in kernel_ids]
-        host = Host(self._manager.keeper.host.available_memory, int(self.settings.reserve_memory))
+        keeper = self._manager.keeper
+        host = Host(keeper.host.available_memory, int(self.settings.reserve_memory), keeper.regains_memory)
         return plan(views, host, time.monotonic())
 
     def _again(self, planned: Action, memory: Mapping[str, int]) -> Action | None:

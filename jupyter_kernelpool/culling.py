@@ -60,10 +60,14 @@ class KernelView:
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine has left, and below what kernels are ended for it (0: never); bytes."""
+    """What the machine has left, and below what kernels are ended for it (0: never); bytes.
+
+    *regains*: kernels that nobody owns are being ended for it, or what they had is not counted yet.
+    """
 
     available: int
     reserve: int = 0
+    regains: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def plan(kernels: Sequence[KernelView], host: Host, now: float) -> list[Action]:
             actions.append(Forgive(kernel.id))
     doomed = {action.id for action in actions if isinstance(action, Cull)}
     left = [kernel for kernel in kernels if kernel.id not in doomed and not kernel.held and not kernel.busy]
-    if host.reserve and host.available < host.reserve and not doomed:
+    if host.reserve and host.available < host.reserve and not (doomed or host.regains):
         actions += _for_memory(left, now)
     actions += [Renew(kernel.id, why) for kernel in left if (why := _why_renew(kernel, now))]
     return actions

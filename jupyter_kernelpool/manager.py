@@ -89,6 +89,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         ]
         self.guard = Guard(self, KernelLimits(**made), self.edge, self.events)
         self.culler = Culler(self, KernelCuller(**made))
+        self.pool.culling_reserve = int(self.culler.settings.reserve_memory)
         self.keeper.rounds.append(Round("rest", REST_EVERY, self.pool.supervision.close, self._is_unused))
         cull_every = self.culler.settings.interval
         self.keeper.rounds.append(Round("cull", cull_every, self.culler.go, lambda: self.culler.has_work))

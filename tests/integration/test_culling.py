@@ -111,6 +111,14 @@ def test_want_of_memory_ends_idle_kernels_only_the_oldest_first(kp_start: Callab
         assert is_there(server, busy)
 
 
+def test_want_of_memory_keeps_no_kernels_warm(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelCuller.reserve_memory=100T", "--KernelCuller.interval=1")
+    owned = server.start_kernel()
+    eventually(lambda: not is_there(server, owned), "its user's goes")
+    time.sleep(3)
+    assert server.recipe()["warm"] == 0, "and so none is kept that is nobody's"
+
+
 def test_owned_kernel_begins_anew_only_where_its_owner_asked(kp_start: Callable[..., Server]) -> None:
     server = kp_start(*CULLS)
     server.wait_warm()
