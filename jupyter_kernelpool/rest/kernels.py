@@ -62,16 +62,19 @@ class KernelHandler(KernelPoolHandler):
         body.done()
         manager = await self.working_manager()
         kernel_id = manager.forking.find_kernel(kernel)
-        if limits:
-            await manager.guard.change(kernel_id, limits)
-        if keep_alive is not None:
-            manager.culler.keep(kernel_id, keep_alive)
-        if recycle is not None:
-            manager.culler.recycle(kernel_id, recycle)
-        if name is not None:
-            manager.forking.names.give(kernel_id, name)
-        if steps is not None:
-            manager.undo.change(kernel_id, steps)
+        with manager.forking.names.giving(kernel_id, name):
+            if steps is not None:
+                manager.undo.refuse_change(kernel_id, steps)
+            if limits:
+                await manager.guard.change(kernel_id, limits)
+                manager.forking.find_kernel(kernel_id)  # else it has ended meanwhile
+            # Nothing is refused from here on: all is changed, or nothing is.
+            if keep_alive is not None:
+                manager.culler.keep(kernel_id, keep_alive)
+            if recycle is not None:
+                manager.culler.recycle(kernel_id, recycle)
+            if steps is not None:
+                manager.undo.set_steps(kernel_id, steps)
         await self._reply_kernel(kernel_id)
 
     async def _reply_kernel(self, kernel_id: str) -> None:
