@@ -31,6 +31,7 @@ from jupyter_kernelpool.culling import (
     plan,
 )
 from jupyter_kernelpool.errors import NotValid
+from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.process import taking_no_cells
 
@@ -112,11 +113,12 @@ NO_WISH = Recycle()
 
 @dataclass
 class Life:
-    """What is known of one kernel's use: its present process's age, what it was told, what its owner asked for."""
+    """What is known of one kernel's use: its process's age and cells, what it was told, what its owner asked for."""
 
     born: float
     told: float | None = None
     kept_until: float = 0.0
+    uses: int = 0
     recycle: Recycle = NO_WISH
 
 
@@ -127,13 +129,14 @@ class Culler:
         self.settings = settings
         self._manager = manager
         self._lives: dict[str, Life] = {}
+        manager.edge.on_ledger.append(self._follow)
 
     # -- what is known of kernels -------------------------------------------------------------------
 
     def began(self, kernel_id: str) -> None:
         """The kernel has a new process; it is told of that anew."""
         life = self._lives.setdefault(kernel_id, Life(0.0))
-        life.born, life.told = time.monotonic(), None
+        life.born, life.told, life.uses = time.monotonic(), None, 0
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone."""
@@ -245,6 +248,12 @@ class Culler:
     def _life(self, kernel_id: str) -> Life:
         return self._lives.setdefault(kernel_id, Life(time.monotonic()))
 
+    def _follow(self, kernel_id: str, ledger: Ledger) -> None:
+        def count(_: Execution) -> None:
+            self._life(kernel_id).uses += 1
+
+        ledger.on_show.append(count)
+
     def _view(self, kernel_id: str, memory: int = 0) -> KernelView:
         kernel, life = self._manager.get_kernel(kernel_id), self._life(kernel_id)
         ledger = self._manager.edge.ledger(kernel_id)
@@ -261,6 +270,7 @@ class Culler:
             held=record is not None and record.state not in (State.ACTIVE, State.UNRESPONSIVE, State.DEAD),
             told=life.told,
             memory=memory,
+            uses=life.uses,
             recycle=life.recycle,
         )
 

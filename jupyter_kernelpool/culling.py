@@ -32,10 +32,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class Recycle:
-    """When the owner of a kernel wants it to begin anew, once it is idle: after *age* seconds, above *memory* bytes."""
+    """When its owner wants a kernel to begin anew, once it is idle: after *age* seconds or *uses* cells, above *memory*
+    bytes."""
 
     age: float = 0.0
     memory: int = 0
+    uses: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class KernelView:
     """A kernel as it is now. *since*: since when it is *busy*, or idle; *kept_until*: what its owner asked for.
 
     *held*: something is being done to it. *told*: what it was told, and when it will be ended. *memory* in bytes.
+    *uses*: how many cells its present process has begun.
     """
 
     id: str
@@ -55,6 +58,7 @@ class KernelView:
     held: bool = False
     told: float | None = None
     memory: int = 0
+    uses: int = 0
     recycle: Recycle = Recycle()
 
 
@@ -164,4 +168,6 @@ def _why_renew(kernel: KernelView, now: float) -> str:
         return f"its owner wants it anew after {wish.age:g} s"
     if wish.memory and kernel.memory >= wish.memory:
         return f"its owner wants it anew above {wish.memory} bytes"
+    if wish.uses and kernel.uses >= wish.uses:
+        return f"its owner wants it anew after {wish.uses} cells"
     return ""

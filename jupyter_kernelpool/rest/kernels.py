@@ -20,6 +20,7 @@ from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
 
 LONGEST_KEEP = 366 * 24 * 3600.0
+MOST_USES = 10**9
 
 
 class KernelsHandler(KernelPoolHandler):
@@ -114,8 +115,9 @@ def read_recycle(given: dict[str, Any] | None) -> Recycle | None:
         return None
     body = Body(given)
     age, memory = body.number("age", 0, least=0, most=LONGEST_KEEP), body.size("memory")
+    uses = body.count("uses", 0, least=0, most=MOST_USES)
     body.done()
-    return Recycle(age, memory)
+    return Recycle(age, memory, uses)
 
 
 def cull_model(manager: PoolingKernelManager, kernel_id: str) -> Model:
@@ -125,7 +127,7 @@ def cull_model(manager: PoolingKernelManager, kernel_id: str) -> Model:
     return {
         "at": rfc3339(at) if at is not None else None,
         "why": why or None,
-        "recycle": {"age": wish.age or None, "memory": wish.memory or None},
+        "recycle": {"age": wish.age or None, "memory": wish.memory or None, "uses": wish.uses or None},
     }
 
 

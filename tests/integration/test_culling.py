@@ -132,6 +132,26 @@ def test_owned_kernel_begins_anew_only_where_its_owner_asked(kp_start: Callable[
         assert neighbour.execute("print(x)") == "1"
 
 
+def test_kernel_begins_anew_after_as_many_cells_as_its_owner_said(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*CULLS)
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        status, answer = server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"recycle": {"uses": 3}})
+        assert (status, answer["cull"]["recycle"]["uses"]) == (200, 3)
+        pid = model(server, kernel)["pid"]
+        for _ in range(5):
+            tab.ask("execute_request", {**execution("0"), "silent": True, "store_history": False})
+        assert tab.execute("x = 1; print(x)") == tab.execute("print(x)") == "1"
+        time.sleep(1)
+        assert tab.execute("import time; time.sleep(1); print(x)") == "1", "it runs its third to the end"
+        eventually(lambda: model(server, kernel)["pid"] not in (pid, None), "then it begins anew")
+        assert tab.execute("'x' in globals()") == "False"
+        assert tab.execute("x = 2; print(x)") == "2"
+        time.sleep(1)
+        assert tab.execute("print(x)") == "2", "and counts anew"
+
+
 def test_what_happens_while_another_kernel_takes_its_time_to_end_counts(kp_start: Callable[..., Server]) -> None:
     """All three are due in one round, and the first needs seconds to end."""
     server = kp_start("--KernelCuller.idle_timeout=1", "--KernelCuller.interval=8", "--KernelCuller.connected=True")
@@ -210,7 +230,7 @@ def test_kernel_that_the_server_only_watches_has_no_end_ahead(kp_start: Callable
 def test_wrong_wishes_are_refused(kp_server: Server) -> None:
     kernel = kp_server.start_kernel()
     for body in ({"keep_alive": -1}, {"keep_alive": "long"}, {"recycle": 5}, {"recycle": {"memory": "much"}},
-                 {"recycle": {"uses": 3}}):  # fmt: skip
+                 {"recycle": {"uses": "many"}}, {"recycle": {"visits": 3}}):  # fmt: skip
         status, refusal = kp_server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", body)
         assert (status, refusal["code"]) == (422, "not_valid"), body
 

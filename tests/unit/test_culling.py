@@ -108,6 +108,9 @@ def test_memory_that_an_end_under_way_will_give_back_is_waited_for():
         (kernel(Policy(), recycle=Recycle(age=61)), False),
         (kernel(Policy(), recycle=Recycle(memory=5), memory=5), True),
         (kernel(Policy(), recycle=Recycle(memory=6), memory=5), False),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=2), True),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=1), False),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=2, busy=True), False),
         (kernel(Policy()), False),
     ],
 )
