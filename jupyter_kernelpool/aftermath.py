@@ -61,6 +61,7 @@ class Aftermath:
         end = life.end if life is not None and life.end is not None else "Its process ended"
         reason = f"{end}, again and again; Jupyter gave up restarting it, and forgets it."
         log.warning("Kernel %s: %s", kernel_id, reason)
+        self._edge.give_up(kernel_id, DIED, reason)
         self._chronicle.dies(kernel_id, reason, by_itself=True)
 
     def is_bringing_back(self, kernel_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance
@@ -110,14 +111,23 @@ class Allowances:
         if self._own.get(kernel_id) is changed:
             self._own.pop(kernel_id) if before is None else self._own.update({kernel_id: before})
 
-    def follow_recipe(self, kernel_id: str, kernel_name: str) -> bool:
-        """The recipe of *kernel_name* has changed: whether that concerns the kernel, which then has its limits."""
+    def follow_recipe(self, kernel_id: str, kernel_name: str) -> Callable[[], None] | None:
+        """The recipe of *kernel_name* has changed: if that concerns the kernel, it has its limits from now on.
+
+        Returns what takes that back, where they can't be enforced; None if the kernel is not concerned.
+        """
         if kernel_id in self._own or kernel_id not in self._manager:
-            return False
+            return None
         if self._manager.get_kernel(kernel_id).kernel_name != kernel_name:
-            return False
-        self._known[kernel_id] = self.for_kernelspec(kernel_name)
-        return True
+            return None
+        former, latter = self.of(kernel_id), self.for_kernelspec(kernel_name)
+        self._known[kernel_id] = latter
+
+        def take_back() -> None:
+            if self._known.get(kernel_id) is latter:  # else it has another process, or others, by now
+                self._known[kernel_id] = former
+
+        return take_back
 
     def refuse_change(self, kernel_name: str, changes: dict[str, float]) -> None:
         """Raise `Loosens`, `NotEnforceable` where kernels of that kernelspec can't be limited so over REST.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,22 @@ from traitlets import Bool, CaselessStrEnum, Float, Integer, TraitError, Unicode
 from traitlets.config import LoggingConfigurable
 
 from jupyter_kernelpool.allowance import read_size
-from jupyter_kernelpool.culling import Action, Cull, Forgive, Host, KernelView, Policy, Recycle, Renew, Warn, due, plan
+from jupyter_kernelpool.culling import (
+    NEVER,
+    Action,
+    Cull,
+    Forgive,
+    Host,
+    KernelView,
+    Policy,
+    Recycle,
+    Renew,
+    Warn,
+    due,
+    plan,
+)
 from jupyter_kernelpool.errors import NotValid
+from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.process import taking_no_cells
 
@@ -71,8 +85,8 @@ class KernelCuller(LoggingConfigurable):
         [Integer(min=0), Unicode()],
         default_value=0,
         config=True,
-        help="""Memory to leave free on the machine: bytes, or text such as "600M". Below it the idle kernel goes that
-        was not used for longest, one at a time, without a warning. 0: none goes for that.""",
+        help="""Memory to leave free on the machine: bytes, or text such as "600M". Below it warm kernels go, and
+        then the idle kernel that was not used for longest, one at a time, without a warning. 0: none goes for that.""",
     )
     interval = Float(5.0, min=0.1, config=True, help="Seconds between two looks at the kernels.")
 
@@ -99,11 +113,12 @@ NO_WISH = Recycle()
 
 @dataclass
 class Life:
-    """What is known of one kernel's use: its present process's age, what it was told, what its owner asked for."""
+    """What is known of one kernel's use: its process's age and cells, what it was told, what its owner asked for."""
 
     born: float
     told: float | None = None
     kept_until: float = 0.0
+    uses: int = 0
     recycle: Recycle = NO_WISH
 
 
@@ -114,13 +129,14 @@ class Culler:
         self.settings = settings
         self._manager = manager
         self._lives: dict[str, Life] = {}
+        manager.edge.on_ledger.append(self._follow)
 
     # -- what is known of kernels -------------------------------------------------------------------
 
     def began(self, kernel_id: str) -> None:
         """The kernel has a new process; it is told of that anew."""
         life = self._lives.setdefault(kernel_id, Life(0.0))
-        life.born, life.told = time.monotonic(), None
+        life.born, life.told, life.uses = time.monotonic(), None, 0
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone."""
@@ -145,7 +161,7 @@ class Culler:
 
     def ends_at(self, kernel_id: str) -> tuple[float | None, str]:
         """When the kernel will be ended if nothing changes, in seconds since the epoch, and why; None if never."""
-        at, why = due(self._view(kernel_id))
+        at, why = due(self._view(kernel_id)) if self._may_end(kernel_id) else (NEVER, "")
         return (time.time() + at - time.monotonic(), why) if why else (None, "")
 
     # -- the round ----------------------------------------------------------------------------------
@@ -163,17 +179,32 @@ class Culler:
     async def go(self) -> None:
         """Look at all kernels once; called by the keeper every `KernelCuller.interval` seconds."""
         memory = await self._memory()
-        views = [self._view(kernel_id, memory.get(kernel_id, 0)) for kernel_id in self._ids()]
-        host = Host(self._manager.keeper.host.available_memory, int(self.settings.reserve_memory))
-        for action in plan(views, host, time.monotonic()):
+        for planned in self._plan(self._ids(), memory):
             try:
-                await self._carry_out(action)
+                # Others were seen to before, for seconds maybe: it may have ended, be in use, or be kept.
+                action = self._again(planned, memory)
+                if action is not None:
+                    await self._carry_out(action)
             except Exception:
-                log.exception("Kernel %s: %s could not be done", action.id, type(action).__name__)
+                log.exception("Kernel %s: %s could not be done", planned.id, type(planned).__name__)
+
+    def _plan(self, kernel_ids: Iterable[str], memory: Mapping[str, int]) -> list[Action]:
+        views = [self._view(kernel_id, memory.get(kernel_id, 0)) for kernel_id in kernel_ids]
+        keeper = self._manager.keeper
+        host = Host(keeper.host.available_memory, int(self.settings.reserve_memory), keeper.regains_memory)
+        return plan(views, host, time.monotonic())
+
+    def _again(self, planned: Action, memory: Mapping[str, int]) -> Action | None:
+        """What was *planned*, as it is now; None if it is not to be done any more."""
+        if planned.id not in self._manager:
+            return None
+        action = next((one for one in self._plan([planned.id], memory) if type(one) is type(planned)), None)
+        asked = bool(
+            self._manager.edge.ledger(planned.id).expected
+        )  # what the kernel will say in a moment that it runs
+        return None if asked and isinstance(action, Cull) and action.cause in ("idle", "memory") else action
 
     async def _carry_out(self, action: Action) -> None:
-        if action.id not in self._manager:  # it ended while others were seen to
-            return
         events = self._manager.events
         match action:
             case Warn(id=kernel_id, why=why, at=at):
@@ -185,6 +216,7 @@ class Culler:
             case Cull(id=kernel_id, why=why, cause=cause):
                 log.warning("Kernel %s is culled: %s", kernel_id, why)
                 events.emit("culled", kernel_id, now=time.time(), reason=why, cause=cause)
+                self._manager.get_kernel(kernel_id).reason = f"The kernel was culled: {why}."
                 await self._manager.shutdown_kernel(kernel_id)
             case Renew(id=kernel_id, why=why):
                 await self._renew(kernel_id, why)
@@ -207,16 +239,25 @@ class Culler:
         return [
             kernel_id
             for kernel_id in self._manager.list_kernel_ids()
-            if kernel_id in self._lives and getattr(self._manager.get_kernel(kernel_id), "owns_kernel", True)
+            if kernel_id in self._lives and self._may_end(kernel_id)
         ]
+
+    def _may_end(self, kernel_id: str) -> bool:
+        return bool(getattr(self._manager.get_kernel(kernel_id), "owns_kernel", True))
 
     def _life(self, kernel_id: str) -> Life:
         return self._lives.setdefault(kernel_id, Life(time.monotonic()))
 
+    def _follow(self, kernel_id: str, ledger: Ledger) -> None:
+        def count(_: Execution) -> None:
+            self._life(kernel_id).uses += 1
+
+        ledger.on_show.append(count)
+
     def _view(self, kernel_id: str, memory: int = 0) -> KernelView:
         kernel, life = self._manager.get_kernel(kernel_id), self._life(kernel_id)
         ledger = self._manager.edge.ledger(kernel_id)
-        running = min((one.began for one in ledger.executions.values() if one.shown), default=None)
+        running = min((one.began for one in ledger.executions.values() if one.shown or one.presumed), default=None)
         record = kernel.pooled.record if getattr(kernel, "pooled", None) is not None else None
         return KernelView(
             id=kernel_id,
@@ -229,6 +270,7 @@ class Culler:
             held=record is not None and record.state not in (State.ACTIVE, State.UNRESPONSIVE, State.DEAD),
             told=life.told,
             memory=memory,
+            uses=life.uses,
             recycle=life.recycle,
         )
 

@@ -32,10 +32,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class Recycle:
-    """When the owner of a kernel wants it to begin anew, once it is idle: after *age* seconds, above *memory* bytes."""
+    """When its owner wants a kernel to begin anew, once it is idle: after *age* seconds or *uses* cells, above *memory*
+    bytes."""
 
     age: float = 0.0
     memory: int = 0
+    uses: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class KernelView:
     """A kernel as it is now. *since*: since when it is *busy*, or idle; *kept_until*: what its owner asked for.
 
     *held*: something is being done to it. *told*: what it was told, and when it will be ended. *memory* in bytes.
+    *uses*: how many cells its present process has begun.
     """
 
     id: str
@@ -55,15 +58,20 @@ class KernelView:
     held: bool = False
     told: float | None = None
     memory: int = 0
+    uses: int = 0
     recycle: Recycle = Recycle()
 
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine has left, and below what kernels are ended for it (0: never); bytes."""
+    """What the machine has left, and below what kernels are ended for it (0: never); bytes.
+
+    *regains*: kernels that nobody owns are being ended for it, or what they had is not counted yet.
+    """
 
     available: int
     reserve: int = 0
+    regains: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def plan(kernels: Sequence[KernelView], host: Host, now: float) -> list[Action]:
             actions.append(Forgive(kernel.id))
     doomed = {action.id for action in actions if isinstance(action, Cull)}
     left = [kernel for kernel in kernels if kernel.id not in doomed and not kernel.held and not kernel.busy]
-    if host.reserve and host.available < host.reserve and not doomed:
+    if host.reserve and host.available < host.reserve and not (doomed or host.regains):
         actions += _for_memory(left, now)
     actions += [Renew(kernel.id, why) for kernel in left if (why := _why_renew(kernel, now))]
     return actions
@@ -160,4 +168,6 @@ def _why_renew(kernel: KernelView, now: float) -> str:
         return f"its owner wants it anew after {wish.age:g} s"
     if wish.memory and kernel.memory >= wish.memory:
         return f"its owner wants it anew above {wish.memory} bytes"
+    if wish.uses and kernel.uses >= wish.uses:
+        return f"its owner wants it anew after {wish.uses} cells"
     return ""

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 STEADY_WINDOW = 15.0
 STEADY_CLAIMS = 3
+MEMORY_IS_SHORT = "memory is short"
 
 
 class Stage(StrEnum):
@@ -183,7 +184,7 @@ def plan(view: View, policy: Policy, now: float) -> list[Action]:
         actions += [Evict(recipe.key, warm.id, "no longer needed") for warm in oldest]
         if memory < 0 and fresh and not oldest:
             victim = min(fresh, key=lambda warm: warm.since)
-            actions.append(Evict(recipe.key, victim.id, "memory is short"))
+            actions.append(Evict(recipe.key, victim.id, MEMORY_IS_SHORT))
             memory += recipe.bytes_each
         if now < recipe.retry_at or recipe.draining:
             continue

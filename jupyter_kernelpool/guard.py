@@ -87,13 +87,18 @@ class Guard:
         return changed
 
     async def recipe_changed(self, kernel_name: str) -> None:
-        """Hold the kernels of that kernelspec to its new limits, but for those that have limits of their own."""
+        """Hold the kernels of that kernelspec to its new limits, but for those that have limits of their own.
+
+        One that can't be held to them keeps its former ones.
+        """
         for subject in list(self._subjects.values()):
-            if not self.allowances.follow_recipe(subject.kernel_id, kernel_name):
+            take_back = self.allowances.follow_recipe(subject.kernel_id, kernel_name)
+            if take_back is None:
                 continue
             try:
                 await self._hold(subject)
             except Exception:  # the others are to have theirs
+                take_back()
                 log.warning("Kernel %s: its recipe's new limits could not be set", subject.kernel_id, exc_info=True)
             self._tell_change(subject.kernel_id)
         self._wake()

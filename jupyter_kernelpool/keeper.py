@@ -15,7 +15,19 @@ from typing import Any
 import psutil
 
 from jupyter_kernelpool import metrics
-from jupyter_kernelpool.decisions import Action, Drain, Evict, Host, Launch, Load, Stage, Unload, View, plan
+from jupyter_kernelpool.decisions import (
+    MEMORY_IS_SHORT,
+    Action,
+    Drain,
+    Evict,
+    Host,
+    Launch,
+    Load,
+    Stage,
+    Unload,
+    View,
+    plan,
+)
 from jupyter_kernelpool.errors import SupervisorGone
 from jupyter_kernelpool.fences import find_mounts, memory_room
 from jupyter_kernelpool.pool import KernelPool
@@ -25,6 +37,7 @@ INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
 CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
+GIVEN_BACK_WITHIN = 3.0  # seconds in which a process has ended, and the host was looked at again
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
 SUPERVISE_EVERY = 1.0
 
@@ -61,6 +74,7 @@ class Keeper:
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
+        self._gave_up_at = float("-inf")  # when a warm kernel was last ended for want of memory
         self.rounds = [Round("supervise", SUPERVISE_EVERY, self._supervise, self._is_unsupervised)]
 
     def start(self) -> None:
@@ -84,6 +98,12 @@ class Keeper:
     def host(self) -> Host:
         """What the machine had left when it was last looked at."""
         return self._host
+
+    @property
+    def regains_memory(self) -> bool:
+        """Whether warm kernels are there that go for want of memory, or some just went, and it may be short no more."""
+        just = time.monotonic() - self._gave_up_at < GIVEN_BACK_WITHIN
+        return just or any(pool.warm for pool in self.pool.pools.values())
 
     def view(self) -> View:
         """The pool as it is now."""
@@ -182,6 +202,8 @@ class Keeper:
                     self._begin(self._launch(pool), pool)
             case Evict(id=record_id, why=why):
                 pool.evict(record_id, why)
+                if why == MEMORY_IS_SHORT:
+                    self._gave_up_at = time.monotonic()
             case Drain(why=why):
                 self.log.info("Recipe %s is drained: %s", pool.recipe.name, why)
                 pool.stage = Stage.LOADING

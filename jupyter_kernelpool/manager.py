@@ -89,6 +89,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         ]
         self.guard = Guard(self, KernelLimits(**made), self.edge, self.events)
         self.culler = Culler(self, KernelCuller(**made))
+        self.pool.culling_reserve = int(self.culler.settings.reserve_memory)
         self.keeper.rounds.append(Round("rest", REST_EVERY, self.pool.supervision.close, self._is_unused))
         cull_every = self.culler.settings.interval
         self.keeper.rounds.append(Round("cull", cull_every, self.culler.go, lambda: self.culler.has_work))
@@ -312,6 +313,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
     def remove_kernel(self, kernel_id: str) -> Any:
         """As stock; whoever waits for a place gets this one."""
         removed = super().remove_kernel(kernel_id)
+        why = str(getattr(removed, "reason", "") or "The kernel was shut down.")
+        self.edge.give_up(kernel_id, "KernelKilled", why)  # one that could not be interrupted has answered nothing
         self.forking.kernel_ended(kernel_id)
         self.undo.forget(kernel_id)
         self.guard.forget(kernel_id)

@@ -30,13 +30,16 @@ class Names:
         """The name that was given to the kernel, if one was."""
         return next((name for name, other in self._ids.items() if other == kernel_id), None)
 
-    def give(self, kernel_id: str, name: str) -> None:
-        """Call the kernel *name* from now on; raises `NameTaken`."""
-        if self._ids.get(name) == kernel_id:
+    @contextlib.contextmanager
+    def giving(self, kernel_id: str, name: str | None) -> Iterator[None]:
+        """Call the kernel *name* from the end of the block on, if it has one and does not fail; raises `NameTaken`."""
+        if name is None or self._ids.get(name) == kernel_id:
+            yield
             return
-        self.refuse_taken(name, 1)
-        self.forget(kernel_id)
-        self._ids[name] = kernel_id
+        with self.reserved(name, 1):
+            yield
+            self.forget(kernel_id)
+            self.settle(kernel_id, name)
 
     def forget(self, kernel_id: str) -> None:
         """The kernel has ended: its name is free."""

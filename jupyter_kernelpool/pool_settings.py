@@ -146,7 +146,8 @@ class PoolSettings(LoggingConfigurable):
         512 * 1024 * 1024,
         min=0,
         config=True,
-        help="Bytes of memory to leave free: below it nothing is made ahead, and warm kernels are given up.",
+        help="""Bytes of memory to leave free: below it nothing is made ahead, and warm kernels are given up. Where
+        KernelCuller.reserve_memory is more, that counts.""",
     )
     busy_cores = Float(
         0.9,
@@ -303,6 +304,8 @@ class PoolSettings(LoggingConfigurable):
             getattr(self, name)  # a wrong value stops the server here, not at the first claim
         self.overrides: dict[str, Settings] = {}
 
+    culling_reserve = 0  # bytes below which users' kernels are ended: those that nobody owns go before them
+
     @property
     def policy(self) -> Policy:
         """The traits that decide, for `decisions.plan`."""
@@ -311,7 +314,7 @@ class PoolSettings(LoggingConfigurable):
             max_warm_memory=int(self.max_warm_memory),
             recipe_idle=self.recipe_idle,
             parallel_starts=self.parallel_starts,
-            reserve_memory=self.reserve_memory,
+            reserve_memory=max(self.reserve_memory, self.culling_reserve),
             busy_cores=self.busy_cores,
         )
 

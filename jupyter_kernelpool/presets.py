@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "interval": 30.0, "timeout": 10.0, "retries": 3, "backoff": 2.0, "on_unresponsive": "restart",
         },
         "KernelLimits": {"execution_timeout": 600.0},
-        "ServerApp": {"websocket_ping_interval": 30000, "websocket_ping_timeout": 10000},
+        "ServerApp": {"websocket_ping_interval": 30, "websocket_ping_timeout": 10},  # seconds; for kernels: `pings`
     },
 }  # fmt: skip
 
@@ -48,3 +48,8 @@ def for_server(config: Config) -> dict[str, Any]:
     """What the preset sets on the server itself, where *config* says nothing of it; by trait."""
     wanted = PRESETS.get(chosen(config), {}).get("ServerApp", {})
     return {name: value for name, value in wanted.items() if name not in config.get("ServerApp", {})}
+
+
+def sets_pings(preset: str) -> bool:
+    """Whether *preset* says how websockets are pinged."""
+    return "websocket_ping_interval" in PRESETS.get(preset, {}).get("ServerApp", {})

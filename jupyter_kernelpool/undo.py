@@ -71,9 +71,17 @@ class Undo:
 
         Raises `CannotFork` for a kernel that can't be forked.
         """
+        self.refuse_change(kernel_id, steps)
+        self.set_steps(kernel_id, steps)
+
+    def refuse_change(self, kernel_id: str, steps: int) -> None:
+        """Raise `CannotFork` for a kernel that can't be forked, of which something is to be kept."""
         if steps:
             with contextlib.suppress(WrongState):  # it is starting, or comes back: `serves` will see
                 self._forking.process_of(kernel_id)
+
+    def set_steps(self, kernel_id: str, steps: int) -> None:
+        """As `change`, which was not refused just now; raises nothing."""
         was_on = self.steps_of(kernel_id) > 0
         self._steps_of[kernel_id] = steps
         self._drop_beyond(kernel_id)

@@ -20,6 +20,7 @@ from jupyter_kernelpool.dead_kernels import DeadKernels
 from jupyter_kernelpool.held_replies import HeldReplies
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.nudge import is_nudge
+from jupyter_kernelpool.pings import Pinged
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.traffic import Traffic
 
@@ -186,7 +187,7 @@ class Prompt:
 
 
 class PooledWebsocketConnection(
-    Prompt, DeadKernels, HeldReplies, Notices, Traffic, Bounded, ZMQChannelsWebsocketConnection
+    Prompt, Pinged, DeadKernels, HeldReplies, Notices, Traffic, Bounded, ZMQChannelsWebsocketConnection
 ):
     """jupyter_server's own connection class with ours over it; works with any kernel manager."""
 
@@ -197,6 +198,6 @@ def over(connection_class: type) -> type:
         return connection_class
     return type(
         f"Pooled{connection_class.__name__}",
-        (Prompt, DeadKernels, HeldReplies, Notices, Traffic, Bounded, connection_class),
+        (Prompt, Pinged, DeadKernels, HeldReplies, Notices, Traffic, Bounded, connection_class),
         {"__module__": __name__},
     )

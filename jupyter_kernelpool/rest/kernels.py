@@ -20,6 +20,7 @@ from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
 
 LONGEST_KEEP = 366 * 24 * 3600.0
+MOST_USES = 10**9
 
 
 class KernelsHandler(KernelPoolHandler):
@@ -62,16 +63,19 @@ class KernelHandler(KernelPoolHandler):
         body.done()
         manager = await self.working_manager()
         kernel_id = manager.forking.find_kernel(kernel)
-        if limits:
-            await manager.guard.change(kernel_id, limits)
-        if keep_alive is not None:
-            manager.culler.keep(kernel_id, keep_alive)
-        if recycle is not None:
-            manager.culler.recycle(kernel_id, recycle)
-        if name is not None:
-            manager.forking.names.give(kernel_id, name)
-        if steps is not None:
-            manager.undo.change(kernel_id, steps)
+        with manager.forking.names.giving(kernel_id, name):
+            if steps is not None:
+                manager.undo.refuse_change(kernel_id, steps)
+            if limits:
+                await manager.guard.change(kernel_id, limits)
+                manager.forking.find_kernel(kernel_id)  # else it has ended meanwhile
+            # Nothing is refused from here on: all is changed, or nothing is.
+            if keep_alive is not None:
+                manager.culler.keep(kernel_id, keep_alive)
+            if recycle is not None:
+                manager.culler.recycle(kernel_id, recycle)
+            if steps is not None:
+                manager.undo.set_steps(kernel_id, steps)
         await self._reply_kernel(kernel_id)
 
     async def _reply_kernel(self, kernel_id: str) -> None:
@@ -111,8 +115,9 @@ def read_recycle(given: dict[str, Any] | None) -> Recycle | None:
         return None
     body = Body(given)
     age, memory = body.number("age", 0, least=0, most=LONGEST_KEEP), body.size("memory")
+    uses = body.count("uses", 0, least=0, most=MOST_USES)
     body.done()
-    return Recycle(age, memory)
+    return Recycle(age, memory, uses)
 
 
 def cull_model(manager: PoolingKernelManager, kernel_id: str) -> Model:
@@ -122,7 +127,7 @@ def cull_model(manager: PoolingKernelManager, kernel_id: str) -> Model:
     return {
         "at": rfc3339(at) if at is not None else None,
         "why": why or None,
-        "recycle": {"age": wish.age or None, "memory": wish.memory or None},
+        "recycle": {"age": wish.age or None, "memory": wish.memory or None, "uses": wish.uses or None},
     }
 
 

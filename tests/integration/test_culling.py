@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.connect import write_connection_file
 
 from .browsers import browser, execution
 from .conftest import Server, eventually
+from .streams import follow
+from .test_health import NEVER_RETURNS
 
 pytestmark = pytest.mark.integration
 
@@ -107,6 +111,14 @@ def test_want_of_memory_ends_idle_kernels_only_the_oldest_first(kp_start: Callab
         assert is_there(server, busy)
 
 
+def test_want_of_memory_keeps_no_kernels_warm(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelCuller.reserve_memory=100T", "--KernelCuller.interval=1")
+    owned = server.start_kernel()
+    eventually(lambda: not is_there(server, owned), "its user's goes")
+    time.sleep(3)
+    assert server.recipe()["warm"] == 0, "and so none is kept that is nobody's"
+
+
 def test_owned_kernel_begins_anew_only_where_its_owner_asked(kp_start: Callable[..., Server]) -> None:
     server = kp_start(*CULLS)
     server.wait_warm()
@@ -120,10 +132,105 @@ def test_owned_kernel_begins_anew_only_where_its_owner_asked(kp_start: Callable[
         assert neighbour.execute("print(x)") == "1"
 
 
+def test_kernel_begins_anew_after_as_many_cells_as_its_owner_said(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*CULLS)
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        status, answer = server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"recycle": {"uses": 3}})
+        assert (status, answer["cull"]["recycle"]["uses"]) == (200, 3)
+        pid = model(server, kernel)["pid"]
+        for _ in range(5):
+            tab.ask("execute_request", {**execution("0"), "silent": True, "store_history": False})
+        assert tab.execute("x = 1; print(x)") == tab.execute("print(x)") == "1"
+        time.sleep(1)
+        assert tab.execute("import time; time.sleep(1); print(x)") == "1", "it runs its third to the end"
+        eventually(lambda: model(server, kernel)["pid"] not in (pid, None), "then it begins anew")
+        assert tab.execute("'x' in globals()") == "False"
+        assert tab.execute("x = 2; print(x)") == "2"
+        time.sleep(1)
+        assert tab.execute("print(x)") == "2", "and counts anew"
+
+
+def test_what_happens_while_another_kernel_takes_its_time_to_end_counts(kp_start: Callable[..., Server]) -> None:
+    """All three are due in one round, and the first needs seconds to end."""
+    server = kp_start("--KernelCuller.idle_timeout=1", "--KernelCuller.interval=8", "--KernelCuller.connected=True")
+    server.wait_warm()
+    slow, kept, used = (server.start_kernel() for _ in range(3))
+    server.run(slow, "import atexit, time; atexit.register(time.sleep, 4)")
+    with browser(server, used) as tab:
+        eventually(lambda: f"Kernel {slow} is culled" in server.log, "the first one ends")
+        assert server.call(f"/kernelpool/v1/kernels/{kept}", "PATCH", {"keep_alive": 600})[0] == 200
+        assert tab.execute("import time; time.sleep(10); print('done')") == "done"
+    assert not is_there(server, slow)
+    assert is_there(server, kept)
+
+
+def test_clients_of_a_culled_kernel_are_told_why_their_cells_end(kp_start: Callable[..., Server]) -> None:
+    """Also where the cell can't be interrupted, so that its kernel answers nothing."""
+    server = kp_start("--KernelCuller.busy_timeout=2", *CULLS)
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        stuck = tab.send("execute_request", execution(NEVER_RETURNS))
+        queued = tab.send("execute_request", execution("print('never')"))
+        reply, published = tab.until_idle(stuck)
+        assert (reply["status"], reply["ename"]) == ("error", "KernelKilled")
+        assert reply["evalue"] == "The kernel was culled: it is busy for 2 s."
+        assert [one["content"]["ename"] for one in published if one["header"]["msg_type"] == "error"] == [
+            "KernelKilled"
+        ]
+        reply, published = tab.until_idle(queued)
+        assert reply["status"] == "aborted"
+        assert "Not run. The kernel was culled" in published[0]["content"]["text"]
+    assert not is_there(server, kernel)
+
+
+def test_clients_of_a_kernel_that_is_shut_down_are_told(kp_server: Server) -> None:
+    kp_server.wait_warm(1)
+    kernel = kp_server.start_kernel()
+    with browser(kp_server, kernel) as tab:
+        stuck = tab.send("execute_request", execution(NEVER_RETURNS))
+        tab.receive()
+        assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+        reply, _ = tab.until_idle(stuck)
+        assert (reply["ename"], reply["evalue"]) == ("KernelKilled", "The kernel was shut down.")
+
+
+def test_events_tell_of_a_cull_beforehand_then_of_it_and_then_of_the_end(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelCuller.idle_timeout=4", "--KernelCuller.interval=0.2", "--KernelCuller.warn_before=2")
+    server.wait_warm()
+    with follow(server) as heard:
+        kernel = server.start_kernel()
+        culling = heard.wait_for_event("culling", kernel)
+        assert is_there(server, kernel)
+        assert culling["reason"] == "it is idle for 4 s"
+        assert 0 < culling["seconds"] <= 2
+        dead = heard.wait_for_event("dead", kernel)
+        culled = heard.wait_for_event("culled", kernel)
+        assert (culled["reason"], culled["cause"]) == ("it is idle for 4 s", "idle")
+        assert culling["seq"] < culled["seq"] < dead["seq"]
+        assert heard.names(kernel) == ["starting", "ready", "culling", "culled", "dead"]
+
+
+def test_kernel_that_the_server_only_watches_has_no_end_ahead(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    write_connection_file(str(outside / "kernel-far.json"), key=b"k", kernel_name="far")
+    server = kp_start(
+        "--KernelCuller.idle_timeout=600", "--ServerApp.allow_external_kernels=True",
+        f"--ServerApp.external_connection_dir={outside}",
+    )  # fmt: skip
+    ours = server.start_kernel()
+    (adopted,) = {one["id"] for one in server.call("/kernelpool/v1/kernels")[1]["kernels"]} - {ours}
+    assert model(server, ours)["cull"]["at"] is not None
+    assert (model(server, adopted)["cull"]["at"], model(server, adopted)["cull"]["why"]) == (None, None)
+
+
 def test_wrong_wishes_are_refused(kp_server: Server) -> None:
     kernel = kp_server.start_kernel()
     for body in ({"keep_alive": -1}, {"keep_alive": "long"}, {"recycle": 5}, {"recycle": {"memory": "much"}},
-                 {"recycle": {"uses": 3}}):  # fmt: skip
+                 {"recycle": {"uses": "many"}}, {"recycle": {"visits": 3}}):  # fmt: skip
         status, refusal = kp_server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", body)
         assert (status, refusal["code"]) == (422, "not_valid"), body
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 
 import pytest
 
-from .conftest import Server, eventually, gone
+from .browsers import browser
+from .conftest import TOKEN, Server, eventually, gone
 
 pytestmark = pytest.mark.integration
 
@@ -47,3 +50,53 @@ def test_coderunner_has_its_numbers(kp_start: Callable[..., Server]) -> None:
     model = server.call(f"/kernelpool/v1/kernels/{kernels[0]}")[1]
     assert model["limits"]["execution_timeout"] == 600
     assert "idle for 300 s" in model["cull"]["why"]
+
+
+def mute(server: Server, path: str) -> socket.socket:
+    """A client that opens a websocket and then neither says anything nor answers pings."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    client.sendall(
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: token {TOKEN}\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    assert b" 101 " in client.recv(4096).split(b"\r\n")[0]
+    return client
+
+
+def until_closed(client: socket.socket) -> float:
+    """Read on until the server closes the connection; how many seconds that took."""
+    began = time.monotonic()
+    with client, contextlib.suppress(ConnectionError):
+        while client.recv(65536):
+            pass
+    return time.monotonic() - began
+
+
+def test_coderunner_disconnects_whoever_answers_no_pings(kp_start: Callable[..., Server]) -> None:
+    """With shorter times than its own; a timeout as long as the interval, or shorter, ends nobody who answers."""
+    server = kp_start(
+        "--KernelPool.preset=coderunner",
+        "--ServerApp.websocket_ping_interval=3",
+        "--ServerApp.websocket_ping_timeout=2",
+    )
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert until_closed(mute(server, f"/api/kernels/{kernel}/channels?session_id=mute")) < 25
+        assert until_closed(mute(server, "/api/events/subscribe")) < 25
+        assert tab.execute("print(1)") == "1", "who answers stays connected"
+    assert server.log.count("does not answer pings") == 1
+
+
+def test_pings_that_stock_is_told_hold(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        "--KernelPool.preset=coderunner", "--ServerApp.websocket_ping_interval=1",
+        "--ServerApp.websocket_ping_timeout=1", "--ServerApp.tornado_settings={'ws_ping_interval': 1000000}",
+    )  # fmt: skip
+    server.wait_warm()
+    kernel = server.start_kernel()
+    client = mute(server, f"/api/kernels/{kernel}/channels?session_id=mute")
+    client.settimeout(4)
+    with pytest.raises(TimeoutError):
+        until_closed(client)

@@ -194,6 +194,27 @@ def test_a_kernel_can_be_named(kp_server: Server, kernel: str) -> None:
     assert (status, refused["code"]) == (409, "name_taken")
 
 
+def test_a_change_that_is_refused_in_part_changes_nothing(kp_server: Server, kernel: str) -> None:
+    fork(kp_server, kernel, name="taken")
+    change(kp_server, kernel, limits={"output": "400M"})
+
+    def settings() -> Any:
+        model = kp_server.call(f"{API}/kernels/{kernel}")[1]
+        return model["given_name"], model["limits"], model["cull"], model["undo"]["steps"]
+
+    before = settings()
+    wish = {"limits": {"output": "300M"}, "undo_steps": 2, "recycle": {"age": 5000}, "keep_alive": 60}
+    for refused, code in (
+        ({**wish, "name": "taken"}, "name_taken"),
+        ({**wish, "name": "free", "limits": {"output": "1T"}}, "loosens"),
+        ({**wish, "name": "free", "limits": {"speed": 1}}, "not_valid"),
+    ):
+        status, answer = kp_server.call(f"{API}/kernels/{kernel}", "PATCH", refused)
+        assert (status >= 400, answer["code"], settings()) == (True, code, before), answer
+    changed = change(kp_server, kernel, **wish, name="free")
+    assert (changed["given_name"], changed["limits"]["output"], changed["undo"]["steps"]) == ("free", 300 << 20, 2)
+
+
 def test_what_checkpoints_cost_together_is_bounded(kp_start: Any) -> None:
     size = 30_000_000
     server = kp_start("--KernelPool.undo_steps=20", f"--KernelPool.max_checkpoint_memory={4 * size}")

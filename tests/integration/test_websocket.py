@@ -16,6 +16,7 @@ from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.dead_kernels import DeadKernels
 from jupyter_kernelpool.held_replies import HeldReplies
 from jupyter_kernelpool.notices import Notices
+from jupyter_kernelpool.pings import Pinged
 from jupyter_kernelpool.traffic import Traffic
 from jupyter_kernelpool.websocket import PooledWebsocketConnection, Prompt, over
 
@@ -115,6 +116,6 @@ async def test_foreign_connection_class_keeps_its_behaviour(connected: Callable[
 
 def test_over_puts_ours_on_top_and_only_once() -> None:
     ours = over(Foreign)
-    assert ours.__mro__[1:8] == (Prompt, DeadKernels, HeldReplies, Notices, Traffic, Bounded, Foreign)
+    assert ours.__mro__[1:9] == (Prompt, Pinged, DeadKernels, HeldReplies, Notices, Traffic, Bounded, Foreign)
     assert over(ours) is ours
     assert over(PooledWebsocketConnection) is PooledWebsocketConnection

@@ -91,6 +91,10 @@ def test_for_want_of_memory_the_least_recently_used_idle_one_goes_and_no_other()
     assert plan(kernels[2:], short, 100) == []
 
 
+def test_users_kernels_stay_while_kernels_that_nobody_owns_go_for_want_of_memory():
+    assert plan([kernel(Policy(), id="spare")], Host(available=10, reserve=20, regains=True), 200) == []
+
+
 def test_memory_that_an_end_under_way_will_give_back_is_waited_for():
     kernels = [kernel(id="due"), kernel(Policy(), id="spare")]
     assert plan(kernels, Host(available=10, reserve=20), 200) == [Cull("due", "it is idle for 100 s")]
@@ -104,6 +108,9 @@ def test_memory_that_an_end_under_way_will_give_back_is_waited_for():
         (kernel(Policy(), recycle=Recycle(age=61)), False),
         (kernel(Policy(), recycle=Recycle(memory=5), memory=5), True),
         (kernel(Policy(), recycle=Recycle(memory=6), memory=5), False),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=2), True),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=1), False),
+        (kernel(Policy(), recycle=Recycle(uses=2), uses=2, busy=True), False),
         (kernel(Policy()), False),
     ],
 )

@@ -242,6 +242,28 @@ async def test_loop_goes_on_after_a_failing_look_and_ends_with_the_last_kernel(k
     assert bench.enforcer.gone == ["k"]
 
 
+async def test_kernel_that_can_not_be_held_to_its_recipes_new_limits_keeps_the_former(kp_bench, monkeypatch, caplog):
+    bench = kp_bench()
+    for kernel_id, pid in (("a", 10), ("b", 20)):
+        await bench.start(kernel_id, pid, memory=70)
+    hold = bench.enforcer.hold
+
+    def hold_others(subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
+        if subject.pid == 10:
+            raise OSError("no")
+        hold(subject, allowance, limits)
+
+    monkeypatch.setattr(bench.enforcer, "hold", hold_others)
+    bench.manager.limits = (("memory", 50),)
+    await bench.guard.recipe_changed("python3")
+    assert [bench.guard.allowances.of(kernel_id).memory for kernel_id in "ab"] == [100, 50]
+    assert "Kernel a: its recipe's new limits could not be set" in caplog.text
+    await bench.look()
+    assert (bench.trees, bench.told("a")) == ([20], []), "it is judged by what it is held to"
+    await bench.start("a", 30)
+    assert bench.guard.allowances.of("a").memory == 50, "its next process has the new ones"
+
+
 async def test_kernel_that_was_replaced_while_it_was_read_is_not_judged_by_its_predecessor(kp_bench):
     bench = kp_bench()
     loop, kernel = asyncio.get_running_loop(), await bench.start("k", 10, memory=500)

@@ -191,6 +191,23 @@ async def test_unused_recipe_is_forgotten_and_the_pinned_stays(kp_keeper, kp_scr
     assert len(pinned.warm) == 2  # made anew: they were too old
 
 
+async def test_warm_kernels_go_before_users_kernels_are_culled_and_none_is_made_meanwhile(
+    kp_keeper, kp_clock, monkeypatch
+):
+    """There is more than `KernelPool.reserve_memory` all the time, and less than what culling keeps free."""
+    kp_keeper.pool.culling_reserve = 8 << 30
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    assert (len(recipe.warm), kp_keeper.regains_memory) == (2, True)
+    monkeypatch.setattr(keeper_module, "look_at_host", lambda: Host(available_memory=2 << 30, busy=0.0))
+    kp_clock.now += keeper_module.LOOK_AT_HOST_EVERY + 1
+    await turned(kp_keeper)
+    assert (len(recipe.warm), kp_keeper.regains_memory) == (0, True), "what they had may not be counted yet"
+    kp_clock.now += keeper_module.GIVEN_BACK_WITHIN + 1
+    await turned(kp_keeper)
+    assert (len(recipe.warm), kp_keeper.regains_memory) == (0, False)
+
+
 async def test_paused_pool_is_let_be(kp_keeper):
     kp_keeper.pool.recipe_pool(fake_request())
     kp_keeper.pool.paused = True

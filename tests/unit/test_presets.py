@@ -8,18 +8,17 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from jupyter_kernelpool.culler import KernelCuller
+from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.presets import PRESETS, for_server, under
 
-CLASSES = {each.__name__: each for each in (KernelPool, KernelLimits, KernelCuller, ServerApp)}
+CLASSES = {each.__name__: each for each in (KernelPool, KernelLimits, KernelHealth, KernelCuller, ServerApp)}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_names_settings_that_there_are_with_values_they_take(name):
     for owner, traits in PRESETS[name].items():
-        if owner not in CLASSES:
-            continue
         made = CLASSES[owner] if owner == "ServerApp" else CLASSES[owner](config=Config({owner: traits}))
         for trait, value in traits.items():
             assert owner == "ServerApp" or getattr(made, trait) == value
@@ -40,6 +39,6 @@ def test_presets_are_told_apart_whatever_their_case_and_wrong_ones_refused():
 
 
 def test_the_servers_own_settings_are_set_where_nobody_set_them():
-    config = Config({"KernelPool": {"preset": "coderunner"}, "ServerApp": {"websocket_ping_timeout": 5000}})
-    assert for_server(config) == {"websocket_ping_interval": 30000}
+    config = Config({"KernelPool": {"preset": "coderunner"}, "ServerApp": {"websocket_ping_timeout": 5}})
+    assert for_server(config) == {"websocket_ping_interval": 30}
     assert for_server(Config()) == {}
