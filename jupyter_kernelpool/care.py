@@ -69,10 +69,13 @@ class Care:
         """The kernel has a new process, which need not answer yet."""
         life = self._lives.begin(kernel_id)
         stayed = life.stays
+        life.replaced()
         life.born, life.end, life.stays, life.restart_at = time.monotonic(), None, False, 0.0
+        life.responded = False
         life.standing = Standing(total=life.standing.total, due=life.born + health.START_INTERVAL)
         if stayed:
             life.ends.clear()  # its user restarted it, and begins anew
+            life.fruitless = 0
 
     def serves(self, kernel_id: str, *, beside: bool) -> None:
         """The pool's process behind the kernel serves; *beside*: it is known to answer while it runs a cell."""
@@ -80,6 +83,7 @@ class Care:
         if life is not None:
             due = time.monotonic() + self.settings.interval
             life.standing = replace(life.standing, answered=True, beside=beside, due=due)
+            life.responded = True
             self._started(kernel_id)
 
     def heard(self, kernel_id: str) -> None:
@@ -129,7 +133,8 @@ class Care:
         kernel = self._manager.get_kernel(kernel_id)
         if not getattr(kernel, "owns_kernel", True):
             return True
-        if life.stays or life.end is not None or life.coming_back or kernel.shutting_down or not kernel.has_kernel:
+        is_ended = life.stays or life.end is not None or life.coming_back is not None
+        if is_ended or kernel.shutting_down or not kernel.has_kernel:
             return False
         record = find_record(kernel)
         state = record.state if record is not None else State.ACTIVE
@@ -193,6 +198,7 @@ class Care:
         metrics.NUDGES.labels(verdict=standing.verdict.value).inc()
         record = find_record(kernel)
         if standing.verdict in ANSWERS:
+            life.responded = True
             if not before.answered:
                 self._started(kernel_id)
             if before.failures:

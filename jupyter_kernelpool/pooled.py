@@ -64,6 +64,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         if cause == "asked" and isinstance(self._restarter, PromptRestarter) and self._restarter.at_work:
             cause = "died"
         if self._server is not None:
+            self._server.care.aftermath.restarts(self.kernel_id)
             self._server.chronicle.restarts(self.kernel_id, cause, reason)
 
     def _kernel_exited(self) -> None:

@@ -233,6 +233,63 @@ def test_a_crash_loop_is_slowed_down_and_ends(kp_start: Callable[..., Server]) -
     assert "3 times" in until(server, kernel, "dead")["reason"]
 
 
+def test_what_is_restored_again_and_again_is_capped_as_jupyter_does(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        *QUICK, "--KernelHealth.restore=True", "--KernelHealth.restart_pause=0.1", "--KernelRestarter.restart_limit=1"
+    )
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        assert "last checkpoint" in lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(1)") == "1"
+        told = lost(tab, "import os; os._exit(1)")
+        assert "stays dead" in told
+        assert "KernelRestarter.restart_limit is 1" in told
+    assert server.call(f"/api/kernels/{kernel}")[0] == 200, "it is not forgotten"
+
+
+def test_a_death_while_another_process_waits_for_its_turn_is_told_at_once(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK, "--KernelHealth.restore=True", "--KernelHealth.restart_pause=25")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(1)") == "1"
+        lost(tab, "import os; os._exit(1)")
+        began = time.monotonic()
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200, "its user does not wait"
+        assert tab.execute("print(2)") == "2"
+        lost(tab, "import os; os._exit(1)")
+        assert time.monotonic() - began < 15
+        assert model(server, kernel)["failure_count"] == 3
+
+
+def test_a_kernelspec_that_starts_and_never_answers_is_given_up(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        "--KernelHealth.on_unresponsive=restart", "--KernelHealth.interval=0.5", "--KernelHealth.timeout=0.5",
+        "--KernelHealth.grace=0.2", "--KernelHealth.start_timeout=1", "--KernelHealth.restart_window=1",
+        "--KernelHealth.restart_pause=0.1", "--KernelHealth.breaker_failures=2", "--KernelHealth.breaker_pause=60",
+        "--KernelRestarter.restart_limit=2",
+    )  # fmt: skip
+    server.wait_warm(1)
+    code = IGNORES_SIGINT + "; import time; time.sleep(3600)"
+    install(server, "silent", [sys.executable, "-c", code, "{connection_file}"])
+    status, kernel = server.call("/api/kernels", "POST", {"name": "silent"})
+    assert status == 201
+    eventually(lambda: breaker(server).get("state") == "open", "its starts are refused", 60)
+    found = eventually(
+        lambda: model(server, kernel["id"]) if model(server, kernel["id"])["execution_state"] == "dead" else None,
+        "it stays dead",
+        60,
+    )
+    assert "none of its last 3 processes answered, and KernelRestarter.restart_limit is 2" in found["reason"]
+    status, _, refused = server.exchange("/api/kernels", "POST", {"name": "silent"})
+    assert (status, refused["code"]) == (503, "starts_fail")
+    assert "did not answer" in refused["message"]
+
+
 def test_without_autorestart_a_dead_kernel_is_told_of(kp_start: Callable[..., Server]) -> None:
     server = kp_start(*QUICK, "--PooledKernelManager.autorestart=False")
     server.wait_warm(1)

@@ -137,7 +137,7 @@ def test_recovery_says_which_ends_are_followed_by_a_restart(recovery, failed, wh
 
 
 def test_a_crash_loop_is_slowed_down_and_capped():
-    policy = Recoveries(limit=4, window=100.0, first=1.0, factor=2.0)
+    policy = Recoveries(limit=4, fruitless=4, window=100.0, first=1.0, factor=2.0)
     ends, now, pauses = [], 0.0, []
     while isinstance(decision := decide(ends, failed=True, policy=policy, now=now), Restart):
         pauses.append(decision.pause)
@@ -152,6 +152,25 @@ def test_a_crash_loop_is_slowed_down_and_capped():
 def test_without_a_limit_pauses_are_bounded_and_jupyter_counts():
     decision = decide([0.0] * 99, failed=True, policy=Recoveries(), now=1.0)
     assert decision == Restart(60.0)
+
+
+def test_processes_that_never_answer_are_slowed_down_and_capped_however_long_each_takes():
+    policy = Recoveries(limit=3, fruitless=3, window=60.0, first=1.0, factor=2.0)
+    ends, pauses, now = [], [], 0.0
+    for fruitless in range(1, 5):
+        now += 73.0
+        decision = decide(ends, failed=True, policy=policy, now=now, fruitless=fruitless)
+        ends.append(now)
+        pauses.append(getattr(decision, "pause", None))
+    assert pauses == [0.0, 1.0, 2.0, None]
+    assert "none of its last 4 processes answered" in decision.why
+    assert "KernelHealth.restart_limit is 3" in decision.why
+    assert decide(ends, failed=True, policy=policy, now=now + 73.0, fruitless=0) == Restart(0.0), "one answered"
+
+
+def test_limit_of_jupyters_that_allows_no_restart_allows_none_here():
+    decision = decide([], failed=True, policy=Recoveries(limit=0, source="KernelRestarter.restart_limit"), now=0.0)
+    assert "KernelRestarter.restart_limit is 0" in decision.why
 
 
 @pytest.mark.parametrize(
