@@ -113,13 +113,13 @@ class Aftermath:
             life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
         )
         if isinstance(decision, Stay):
-            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel stays dead: {decision.why}.")
+            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} stays dead: {decision.why}.")
             self._leave_dead(kernel_id, life, f"{end}, and it stays dead: {decision.why}.")
             return
         follows = (
             "goes back to its last checkpoint" if self._restores(kernel_id) else "is restarted without its variables"
         )
-        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {follows}.")
+        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} {follows}.")
         life.restart_at = now + decision.pause
         log.warning("Kernel %s: %s; it comes back in %g s", kernel_id, end, decision.pause)
         kernel = self._manager.get_kernel(kernel_id)

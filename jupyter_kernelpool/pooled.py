@@ -104,7 +104,8 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
 
     def what_ran_is_lost(self) -> None:
         if self._server is not None:
-            self._server.edge.give_up(self.kernel_id, "KernelDied", "The kernel died while this ran; it was put back.")
+            text = f"The kernel {self.kernel_id} died while this ran; it was put back."
+            self._server.edge.give_up(self.kernel_id, "KernelDied", text)
 
     def kernel_serves(self, process: Process) -> None:
         if self._server is not None:

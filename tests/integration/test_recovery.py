@@ -52,7 +52,9 @@ def test_a_crash_is_told_to_who_waits_and_the_kernel_comes_back(server: Server, 
         tab.execute("x = 1")
         slow = other.send("execute_request", execution("import time; time.sleep(2); print('kept on')"))
         began = time.monotonic()
-        assert told in lost(tab, code)
+        text = lost(tab, code)
+        assert told in text
+        assert kernel in text, "whose death it was"
         assert tab.execute("x") == "NameError"
         assert time.monotonic() - began < SLACK
         reply, _ = other.until_idle(slow)
