@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,10 @@ class Lives:
     def kernel_ids(self) -> frozenset[str]:
         """Whose they are."""
         return frozenset(self._known)
+
+    def items(self) -> Iterable[tuple[str, Life]]:
+        """All of them, by kernel id."""
+        return self._known.items()
 
     def find(self, kernel_id: str) -> Life | None:
         """The kernel's, if anything is known of it."""

@@ -102,7 +102,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.events.listen(self._note_ready)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
-        self.keeper.rounds.append(Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work))
+        self.keeper.rounds.append(
+            Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work, lambda: self.care.due)
+        )
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)

@@ -1,5 +1,7 @@
 """What a kernel is found to be, when it is asked again, and what follows the end of its process: tables of cases."""
 
+import asyncio
+
 import pytest
 from jupyter_client.session import Session
 from traitlets import TraitError
@@ -21,7 +23,7 @@ from jupyter_kernelpool.health import (
     split,
 )
 from jupyter_kernelpool.health_settings import KernelHealth
-from jupyter_kernelpool.nudge import SESSION, is_nudge
+from jupyter_kernelpool.nudge import SESSION, Places, is_nudge
 from jupyter_kernelpool.recovery import Policy as Recoveries
 from jupyter_kernelpool.recovery import Recovery, Restart, Stay, decide, describe_end
 from jupyter_kernelpool.starts import Starts
@@ -280,3 +282,47 @@ def test_what_is_published_for_a_nudge_is_told_from_all_else():
     assert not is_nudge(published(other, SESSION)), "a cell may print it"
     assert not is_nudge([])
     assert not is_nudge([b"no message"])
+
+
+async def holding(places, count):
+    """*count* kernels that are asked and stay silent; how many are asked at the same time."""
+    asked = []
+
+    async def ask():
+        async with places.one():
+            asked.append(1)
+            await asyncio.sleep(3600)
+
+    tasks = [asyncio.create_task(ask()) for _ in range(count)]
+    await asyncio.sleep(0.5)
+    return tasks, asked
+
+
+async def end(tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_is_silent_holds_no_place_that_others_wait_for():
+    places = Places(2, moment=0.01)
+    tasks, asked = await holding(places, 20)
+    assert len(asked) == 20
+    async with asyncio.timeout(5), places.one():
+        pass
+    await end(tasks)
+
+
+async def test_as_many_as_there_is_room_for_are_silent_and_places_come_back():
+    places = Places(2, silent=3, moment=0.01)
+    for _ in range(2):
+        tasks, asked = await holding(places, 20)
+        assert len(asked) == 5
+        await end(tasks)
+
+
+async def test_few_are_asked_at_the_same_moment():
+    places = Places(2, moment=3600)
+    tasks, asked = await holding(places, 20)
+    assert len(asked) == 2
+    await end(tasks)
