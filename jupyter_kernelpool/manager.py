@@ -158,6 +158,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
         Called when the server starts, and by the first start of a kernel where no extension is loaded.
         """
+        self.keeper.start()
         if not self.pool.active:
             return
         await asyncio.shield(self._begin_pool())
@@ -172,9 +173,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             await self.pool.supervision.start()
         except SupervisorGone as error:
             self.log.warning("Kernels start cold: %s", error)
-            self.pool.stopped = True
+            self.pool.stopped = True  # the keeper goes on: kernels are looked after, whoever starts them
             return
-        self.keeper.start()
         if not self.pool.warm_at_start:
             return
         for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
@@ -183,12 +183,12 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
+        await self.keeper.stop()
         if self._starting is not None:
             self.wishes.close()
             self.forking.close()
-            await self.keeper.stop()
             await self.pool.close()
-            await self.metrics_file.remove()
+        await self.metrics_file.remove()
         await self.care.close()
         await self.clock.close()
         await self.output_watch.close()
@@ -268,6 +268,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self._ids_starting.discard(kernel_id)
 
     async def _start_admitted(self, kernel_id: str | None, path: Any, kwargs: dict[str, Any]) -> str:
+        self.keeper.start()
         if self._starting is None or not self._starting.done():
             if self.pool.warm_at_start:
                 await self.start_pool()
@@ -285,6 +286,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 finally:
                     self.pool.admission.leave()
                 self.owners.settle(started, owner)
+            self.pool.wake.set()  # a keeper that had nothing to do looks again only now and then
         except REFUSALS as error:
             if isinstance(error, LaunchFailed) and kwargs.get("origin") is not None:
                 raise  # of a fork, for which no other process would do: who asked for it tells

@@ -341,7 +341,10 @@ def test_a_command_that_is_not_there_opens_the_breaker(kp_start: Callable[..., S
     assert (status, refused["code"]) == (503, "starts_fail")
 
 
-def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["laptop", "hub"])
+def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
+    kp_start: Callable[..., Server], tmp_path: Path, preset: str
+) -> None:
     first = kp_start()
     first.wait_warm(1)
     kernel = first.start_kernel()
@@ -352,7 +355,7 @@ def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callabl
     (outside / "kernel-far.json").write_text(json.dumps({**info, "kernel_name": "python3"}))
     second = kp_start(
         *QUICK, "--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={outside}",
-        "--KernelHealth.on_unresponsive=restart",
+        "--KernelHealth.on_unresponsive=restart", f"--KernelPool.preset={preset}",
     )  # fmt: skip
     (found,) = second.call("/kernelpool/v1/kernels")[1]["kernels"]
     assert (found["way"], found["state"], found["pid"]) == ("external", "active", None)
