@@ -363,10 +363,12 @@ def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
     until(second, adopted, "responsive")
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(second, adopted, "hung")
+        assert until(second, adopted, "hung")["state"] == "unresponsive"
+        (found,) = second.call("/kernelpool/v1/kernels?state=unresponsive")[1]["kernels"]
+        assert found["id"] == adopted
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(second, adopted, "responsive")
+    assert until(second, adopted, "responsive")["state"] == "active"
     assert first.run(kernel, "print(os.getpid())") == str(pid), "it is not ours to restart"
     (outside / "kernel-far.json").unlink()
     eventually(lambda: second.call("/kernelpool/v1/kernels")[1]["kernels"] == [], "it is forgotten")
