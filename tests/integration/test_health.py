@@ -237,14 +237,24 @@ def test_kernels_are_looked_after_where_the_supervisor_can_not_be_started(
         "import sys\nif 'jupyter_kernelpool.supervisor' in sys.orig_argv:\n    raise SystemExit(1)\n"
     )
     metrics = tmp_path / "kernels.prom"
-    server = kp_start(*QUICK, f"--KernelPool.metrics_file={metrics}", PYTHONPATH=str(tmp_path))
+    server = kp_start(
+        *QUICK, f"--KernelPool.metrics_file={metrics}", "--KernelCuller.idle_timeout=2", PYTHONPATH=str(tmp_path)
+    )
     eventually(lambda: "Kernels start cold" in server.log, "there is no pool", 60)
     kernel = server.start_kernel()
-    until(server, kernel, "responsive")
-    pid = int(server.run(kernel, "import os; print(os.getpid())"))
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        until(server, kernel, "stopped")
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    with browser(server, kernel) as tab:  # which keeps it from being culled
+        until(server, kernel, "responsive")
+        pid = int(tab.execute("import os; print(os.getpid())"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert until(server, kernel, "stopped")["state"] == "unresponsive"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert until(server, kernel, "responsive")["state"] == "active"
+        for times in (1, 2):
+            reply, _ = tab.until_idle(tab.send("execute_request", execution("import os; os._exit(1)")))
+            assert reply["ename"] == "KernelDied", "told each time"
+            until(server, kernel, "responsive")
+            assert model(server, kernel)["failure_count"] == 1 + times
     assert metrics.is_file()
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[0] == 404, "it is culled")
