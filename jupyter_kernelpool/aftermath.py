@@ -12,18 +12,19 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from jupyter_kernelpool.behind import find_exit_code, find_pid, find_way, poke
+from jupyter_kernelpool.behind import find_exit_code, find_pid, find_restart_limit, find_way, gives_up_next, poke
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.ending import end_tree
 from jupyter_kernelpool.health import Verdict
 from jupyter_kernelpool.health_settings import KernelHealth
-from jupyter_kernelpool.lives import Life, Lives
-from jupyter_kernelpool.recovery import Recovery, Stay, decide, describe_end
+from jupyter_kernelpool.lives import Comeback, Life, Lives
+from jupyter_kernelpool.recovery import Policy, Recovery, Stay, decide, describe_end
 from jupyter_kernelpool.starts import Starts
 
 REMEMBERED_ENDS = 100
 DIED = "KernelDied"
+JUPYTERS_LIMIT = "KernelRestarter.restart_limit"
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -67,7 +68,13 @@ class Aftermath:
     def is_bringing_back(self, kernel_id: str) -> bool:
         """Whether a process for it is being made here, and nobody else is to start one."""
         life = self._lives.find(kernel_id)
-        return life is not None and life.coming_back
+        return life is not None and life.coming_back is not None
+
+    def restarts(self, kernel_id: str) -> None:
+        """The kernel's process is about to be replaced, by whomever."""
+        life = self._lives.find(kernel_id)
+        if life is not None:
+            life.replaced()
 
     def stays_dead(self, kernel_id: str) -> bool:
         """The kernel's process has ended by itself: whether it is not to be restarted, or not yet; asked by the
@@ -76,18 +83,18 @@ class Aftermath:
         if kernel_id not in self._manager:
             return False
         life = self._lives.of(kernel_id)
-        if life.end is None and not life.coming_back:
+        if life.end is None and life.coming_back is None:
             self._note_end(kernel_id, life)
-        return life.stays or life.coming_back or time.monotonic() < life.restart_at
+        return life.stays or life.coming_back is not None or time.monotonic() < life.restart_at
 
     def _note_end(self, kernel_id: str, life: Life) -> None:
         kernel = self._manager.get_kernel(kernel_id)
         code = find_exit_code(kernel)
         end, failed = f"Its process ended {describe_end(code)}", code != 0
-        if not life.standing.answered and find_way(kernel) == "cold":
-            self._starts.failed(kernel.kernel_name, f"its process ended {describe_end(code)} before it answered")
-        decision = decide(life.ends, failed=failed, policy=self._policy(kernel), now=time.monotonic())
+        why = f"its process ended {describe_end(code)} before it answered"
+        self._count(kernel, life, answered=life.standing.answered, why=why)
         here = self._restores(kernel_id)
+        decision = self._decide(kernel, life, self._policy(kernel), failed=failed, here=here)
         self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
 
     def leave_unwatched(self, kernel_id: str, life: Life) -> None:
@@ -107,13 +114,13 @@ class Aftermath:
             life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
         )
         if isinstance(decision, Stay):
-            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel stays dead: {decision.why}.")
+            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} stays dead: {decision.why}.")
             self._leave_dead(kernel_id, life, f"{end}, and it stays dead: {decision.why}.")
             return
         follows = (
             "goes back to its last checkpoint" if self._restores(kernel_id) else "is restarted without its variables"
         )
-        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {follows}.")
+        self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} {follows}.")
         life.restart_at = now + decision.pause
         log.warning("Kernel %s: %s; it comes back in %g s", kernel_id, end, decision.pause)
         kernel = self._manager.get_kernel(kernel_id)
@@ -121,8 +128,8 @@ class Aftermath:
         if decision.pause:
             kernel.reason = f"{end}; it is restarted in {decision.pause:g} s."
         if here:
-            life.coming_back = True
-            self._begin(self._bring_back(kernel_id, life, end, decision.pause))
+            comeback = life.coming_back = Comeback()
+            self._begin(self._bring_back(kernel_id, life, comeback, end, decision.pause))
         elif decision.pause:
             self._begin(self._poke_later(kernel_id, decision.pause))
 
@@ -138,43 +145,73 @@ class Aftermath:
         if kernel_id in self._manager:
             poke(self._manager.get_kernel(kernel_id))
 
-    async def _bring_back(self, kernel_id: str, life: Life, end: str, pause: float) -> None:
+    async def _bring_back(self, kernel_id: str, life: Life, comeback: Comeback, end: str, pause: float) -> None:
         """Give the kernel its last checkpoint, or a fresh process, in the place of the restarter."""
         try:
             await asyncio.sleep(pause)
-            if self._lives.find(kernel_id) is not life or life.end is None or kernel_id not in self._manager:
+            if not self._is_due(kernel_id, life, comeback):
                 return  # its user restarted it meanwhile, or shut it down
+            comeback.begun = True
             kernel = self._manager.get_kernel(kernel_id)
             kernel.execution_state = "starting"
             outcome = await self._manager.bring_back(kernel_id, restore=self._settings.restore)
         except Exception as error:
-            if self._lives.find(kernel_id) is life and kernel_id in self._manager:
+            if self._is_due(kernel_id, life, comeback):
                 self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")
             return
         finally:
-            life.coming_back = False
+            if life.coming_back is comeback:
+                life.coming_back = None
         if outcome == "restarted":
             self._edge.declare_restarting(kernel_id)
+        if kernel_id in self._manager:
+            poke(self._manager.get_kernel(kernel_id))  # if it has ended already, the restarter was to leave it alone
 
     async def end(self, kernel_id: str, kernel: Any, life: Life) -> None:
         """End the kernel's process, which answers nothing, and bring the kernel back."""
-        life.coming_back = True  # before it ends: the restarter is to leave it alone
-        end = f"It did not answer ({life.standing.verdict.value}), nor when it was interrupted, and was ended"
-        policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
+        comeback = life.coming_back = Comeback()  # before it ends: the restarter is to leave it alone
+        silence, responded = f"did not answer ({life.standing.verdict.value})", life.responded
+        end = f"It {silence}, nor when it was interrupted, and was ended"
         try:
             pid = find_pid(kernel)
             if pid:
                 others = self._manager.pool.supervision.pids - {pid}
                 await asyncio.to_thread(end_tree, pid, others)
         finally:
-            life.coming_back = False
-        decision = decide(life.ends, failed=True, policy=policy, now=time.monotonic())
+            due = self._is_due(kernel_id, life, comeback)
+            if life.coming_back is comeback:
+                life.coming_back = None
+        if not due:
+            return  # its user was quicker, and has restarted it, or shut it down
+        self._count(kernel, life, answered=responded, why=f"it {silence} from its start on")
+        policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
+        decision = self._decide(kernel, life, policy, failed=True, here=True)
         # Its silence is counted already.
         self._follow_up(kernel_id, life, end, decision, cause="unresponsive", failed=False, here=True)
 
     # -- parts --------------------------------------------------------------------------------------
 
-    def _policy(self, kernel: Any) -> Any:
+    def _is_due(self, kernel_id: str, life: Life, comeback: Comeback) -> bool:
+        """Whether nobody else has replaced the kernel's process, or forgotten the kernel."""
+        return life.coming_back is comeback and self._lives.find(kernel_id) is life and kernel_id in self._manager
+
+    def _count(self, kernel: Any, life: Life, *, answered: bool, why: str) -> None:
+        """A process has ended that never *answered*, or did: one more in a row, and a start that failed."""
+        life.fruitless = 0 if answered else life.fruitless + 1
+        if not answered and find_way(kernel) == "cold":
+            self._starts.failed(kernel.kernel_name, why)
+
+    def _decide(self, kernel: Any, life: Life, policy: Policy, *, failed: bool, here: bool) -> Any:
+        """What follows. Where the limit is Jupyter's own, nobody but we count what is restarted *here*, nor processes
+        that take long to end without an answer: Jupyter takes what lived for 10 seconds for well.
+        """
+        if policy.limit is None:
+            most = find_restart_limit(kernel)
+            fruitless = most if here or not gives_up_next(kernel) else None
+            policy = replace(policy, limit=most if here else None, fruitless=fruitless, source=JUPYTERS_LIMIT)
+        return decide(life.ends, failed=failed, policy=policy, now=time.monotonic(), fruitless=life.fruitless)
+
+    def _policy(self, kernel: Any) -> Policy:
         return self._settings.recovery_of(self._manager.pool.settings_for(kernel.kernel_name).recovery)
 
     def _restores(self, kernel_id: str) -> bool:

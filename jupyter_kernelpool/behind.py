@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_client.restarter import KernelRestarter
+
 from jupyter_kernelpool.process import Process
 
 
@@ -41,6 +43,17 @@ def find_way(kernel: Any) -> str:
 def is_watched(kernel: Any) -> bool:
     """Whether Jupyter restarts *kernel* if its process ends."""
     return getattr(getattr(kernel, "_restarter", None), "_pcallback", None) is not None
+
+
+def find_restart_limit(kernel: Any) -> int:
+    """How many restarts of *kernel* may follow one another, as Jupyter has it; also where Jupyter restarts nothing."""
+    restarter = getattr(kernel, "_restarter", None)
+    return int(getattr(restarter, "restart_limit", KernelRestarter.class_traits()["restart_limit"].default_value))
+
+
+def gives_up_next(kernel: Any) -> bool:
+    """Whether Jupyter gives the kernel up by itself at this end of its process."""
+    return bool(getattr(getattr(kernel, "_restarter", None), "gives_up_next", False))
 
 
 def poke(kernel: Any) -> None:

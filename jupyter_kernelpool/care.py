@@ -26,11 +26,11 @@ from jupyter_kernelpool.health import ANSWERS, UNRESPONSIVE, Answers, Standing, 
 from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.lives import Life, Lives
-from jupyter_kernelpool.nudge import Reply, nudge
+from jupyter_kernelpool.nudge import Places, Reply, nudge
 from jupyter_kernelpool.starts import Starts
 from jupyter_kernelpool.usage import read_state
 
-NUDGES_AT_ONCE = 16
+LOOK_AT_LEAST_EVERY = 2.0  # for kernels of which nobody tells: those that ran already
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -47,7 +47,8 @@ class Care:
         self._lives = Lives(manager)
         self.aftermath = Aftermath(manager, settings, self._lives, self.starts, edge, chronicle)
         self._nudges: dict[str, asyncio.Task[None]] = {}
-        self._turn = asyncio.Semaphore(NUDGES_AT_ONCE)
+        self._places = Places()
+        self._looked = 0.0
         self._unable = 0  # nudges in a row that could not be sent
 
     def standing_of(self, kernel_id: str) -> Standing:
@@ -69,10 +70,13 @@ class Care:
         """The kernel has a new process, which need not answer yet."""
         life = self._lives.begin(kernel_id)
         stayed = life.stays
+        life.replaced()
         life.born, life.end, life.stays, life.restart_at = time.monotonic(), None, False, 0.0
+        life.responded = False
         life.standing = Standing(total=life.standing.total, due=life.born + health.START_INTERVAL)
         if stayed:
             life.ends.clear()  # its user restarted it, and begins anew
+            life.fruitless = 0
 
     def serves(self, kernel_id: str, *, beside: bool) -> None:
         """The pool's process behind the kernel serves; *beside*: it is known to answer while it runs a cell."""
@@ -80,6 +84,7 @@ class Care:
         if life is not None:
             due = time.monotonic() + self.settings.interval
             life.standing = replace(life.standing, answered=True, beside=beside, due=due)
+            life.responded = True
             self._started(kernel_id)
 
     def heard(self, kernel_id: str) -> None:
@@ -103,8 +108,19 @@ class Care:
         """Whether there are kernels to be nudged, or there were."""
         return bool(self.settings.interval and (len(self._manager) or self._lives.kernel_ids))
 
+    @property
+    def due(self) -> float:
+        """When to look next, at the latest: the next kernel is to be asked then."""
+        waiting = [
+            life.standing.due
+            for kernel_id, life in self._lives.items()
+            if not life.stays and life.end is None and kernel_id not in self._nudges
+        ]
+        return min([self._looked + LOOK_AT_LEAST_EVERY, *waiting])
+
     async def look(self) -> None:
         """Begin the nudges that are due; called by the keeper. Does not wait for any of them."""
+        self._looked = time.monotonic()
         kernel_ids = self._manager.list_kernel_ids()
         for kernel_id in self._lives.kernel_ids - set(kernel_ids):
             pending = self._manager._pending_kernels.get(kernel_id)
@@ -129,7 +145,8 @@ class Care:
         kernel = self._manager.get_kernel(kernel_id)
         if not getattr(kernel, "owns_kernel", True):
             return True
-        if life.stays or life.end is not None or life.coming_back or kernel.shutting_down or not kernel.has_kernel:
+        is_ended = life.stays or life.end is not None or life.coming_back is not None
+        if is_ended or kernel.shutting_down or not kernel.has_kernel:
             return False
         record = find_record(kernel)
         state = record.state if record is not None else State.ACTIVE
@@ -165,7 +182,7 @@ class Care:
         running = self._is_running(kernel_id, kernel)
         state = await look()
         try:
-            async with self._turn:
+            async with self._places.one():
                 reply = await nudge(kernel, waits if state != health.GONE else [0.0], look)
         except (zmq.ZMQError, OSError) as error:  # of ours, such as no more descriptors: no fault of the kernel's
             self._unable += 1
@@ -193,6 +210,7 @@ class Care:
         metrics.NUDGES.labels(verdict=standing.verdict.value).inc()
         record = find_record(kernel)
         if standing.verdict in ANSWERS:
+            life.responded = True
             if not before.answered:
                 self._started(kernel_id)
             if before.failures:

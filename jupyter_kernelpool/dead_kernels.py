@@ -67,4 +67,4 @@ class DeadKernels:
         if getattr(kernel, "execution_state", "") != "dead" or kernel.shutting_down or not kernel.ready.done():
             return None  # it lives, or is being restarted
         reason = str(getattr(kernel, "reason", "") or "").rstrip(".")
-        return f"The kernel is dead{f' ({reason})' if reason else ''}. Restart it."
+        return f"The kernel {self.kernel_id} is dead{f' ({reason})' if reason else ''}. Restart it."

@@ -111,6 +111,8 @@ class KernelPoolExtension(ExtensionApp):
             put_over_websockets(serverapp)  # an extension that was loaded after ours may have changed it
             if manager.pool.warm_at_start:
                 await manager.start_pool()
+            else:
+                manager.keeper.start()  # kernels are looked after, metrics written, alerts judged without a pool, too
             # What the server holds by now it keeps. Each full collection would go through it, which keeps the event
             # loop from everybody for 0.1 to 0.2 s; bursts of starts make such collections frequent.
             gc.collect()

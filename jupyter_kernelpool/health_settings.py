@@ -83,9 +83,9 @@ class KernelHealth(LoggingConfigurable):
         0,
         min=0,
         config=True,
-        help="""Restarts of a kernel within restart_window, at most; then it stays dead, with the reason, until its user
-        restarts it. 0 leaves it to Jupyter's KernelRestarter.restart_limit, which counts restarts that follow one
-        another quickly, and after which Jupyter forgets the kernel.""",
+        help="""Restarts of a kernel within restart_window, at most, and of one whose processes never answer, however
+        long each took; then it stays dead, with the reason, until its user restarts it. 0 leaves it to Jupyter's
+        KernelRestarter.restart_limit, after which Jupyter forgets a kernel that it restarted itself, quickly.""",
     )
     restart_window = Float(
         60.0,
@@ -133,10 +133,11 @@ class KernelHealth(LoggingConfigurable):
         """What follows the end of a process; *own* is what the kernel's recipe says about it."""
         return recoveries.Policy(
             recoveries.Recovery(own or self.recovery),
-            self.restart_limit,
-            self.restart_window,
-            self.restart_pause,
-            self.backoff,
+            limit=self.restart_limit or None,
+            fruitless=self.restart_limit or None,
+            window=self.restart_window,
+            first=self.restart_pause,
+            factor=self.backoff,
         )
 
     def breaker(self) -> Breaker:

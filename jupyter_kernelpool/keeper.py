@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 
 INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
+SHORTEST_REST = 0.01
 CHECK_EVERY = 30.0
 LOOK_AT_HOST_EVERY = 1.0
 GIVEN_BACK_WITHIN = 3.0  # seconds in which a process has ended, and the host was looked at again
@@ -46,15 +48,22 @@ SUPERVISE_EVERY = 1.0
 class Round:
     """Something about the kernels in use that the keeper has done every *every* seconds, in the background.
 
-    It does not begin again before it has ended, nor while *needed* says that there is nothing to do.
+    It does not begin again before it has ended, nor while *needed* says that there is nothing to do, nor before the
+    time that *due* tells (monotonic).
     """
 
     name: str
     every: float
     go: Callable[[], Coroutine[Any, Any, None]]
     needed: Callable[[], bool] = lambda: True
+    due: Callable[[], float] = lambda: 0.0
     last: float = 0.0
     task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.task is not None and not self.task.done()
 
 
 class Keeper:
@@ -71,6 +80,8 @@ class Keeper:
         self._foresee = foresee
         self.log = pool.log
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._stumbled: dict[str, str] = {}  # over what, and why: told once for as long as it lasts
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
@@ -78,12 +89,13 @@ class Keeper:
         self.rounds = [Round("supervise", SUPERVISE_EVERY, self._supervise, self._is_unsupervised)]
 
     def start(self) -> None:
-        """Begin, on the running event loop; a second call changes nothing."""
-        if self._task is None:
+        """Begin, on the running event loop; a second call changes nothing, nor does one after `stop`."""
+        if self._task is None and not self._stopped:
             self._task = asyncio.create_task(self._run(), name="kernelpool-keeper")
 
     async def stop(self) -> None:
         """End the loop and whatever it started."""
+        self._stopped = True
         task, self._task = self._task, None
         tasks = [task, *self._jobs, *(each.task for each in self.rounds)]
         for running in tasks:
@@ -143,12 +155,25 @@ class Keeper:
     def _is_unsupervised(self) -> bool:
         return self.pool.supervision.lost and self.pool.active
 
-    def _begin_rounds(self, now: float) -> None:
+    def _begin_rounds(self, now: float) -> float:
+        """Begin the rounds that are due; returns when the next one is, as far as can be told."""
+        soonest = math.inf
         for each in self.rounds:
-            resting = each.task is None or each.task.done()
-            if resting and now - each.last > each.every and each.needed():
-                each.last = now
-                each.task = asyncio.create_task(self._round(each), name=f"kernelpool-{each.name}")
+            with self._survives(each.name):
+                if each.needed():
+                    soonest = min(soonest, self._begin_if_due(each, now))
+        return soonest
+
+    def _begin_if_due(self, each: Round, now: float) -> float:
+        """Begin the round if it is due; returns when to see to it next."""
+        at = max(each.last + each.every, each.due())
+        if each.is_running:
+            return max(at, now + INTERVAL)
+        if at > now:
+            return at
+        each.last = now
+        each.task = asyncio.create_task(self._round(each), name=f"kernelpool-{each.name}")
+        return now + each.every
 
     async def _round(self, each: Round) -> None:
         try:
@@ -163,21 +188,36 @@ class Keeper:
         return look_at_host()
 
     async def _run(self) -> None:
-        stumbled = ""
         while True:
             self.pool.wake.clear()
-            acted = False
-            try:
+            acted, pause = False, QUIET_INTERVAL
+            with self._survives("its turn"):
                 acted = bool(await self.turn())
-                stumbled = ""
-            except Exception as error:
-                if repr(error) != stumbled:  # told once, and not each time, for as long as it lasts
-                    stumbled = repr(error)
-                    self.log.exception("The kernel pool's keeper stumbled; it goes on")
-            unsettled = acted or self._jobs or self.pool.users_starting or self._unfilled()
+            with self._survives("its pause"):
+                unsettled = acted or self._jobs or self.pool.users_starting or self._unfilled()
+                pause = INTERVAL if unsettled else self._pause()
+            await self._rest(pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until the next turn, or until somebody wakes the loop. Rounds begin as they are due: a turn costs more."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0 and not self.pool.wake.is_set():
+            now = time.monotonic()
+            left = min(left, max(self._begin_rounds(now) - now, SHORTEST_REST))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL if unsettled else self._pause()):
+                async with asyncio.timeout(left):
                     await self.pool.wake.wait()
+
+    @contextlib.contextmanager
+    def _survives(self, what: str) -> Iterator[None]:
+        try:
+            yield
+            self._stumbled.pop(what, None)
+        except Exception as error:
+            if repr(error) != self._stumbled.get(what):
+                self._stumbled[what] = repr(error)
+                self.log.exception("The kernel pool's keeper stumbled over %s; it goes on", what)
 
     def _pause(self) -> float:
         """Seconds until the next turn, where nothing is being done: until a round is due, where nothing else is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,21 @@ from jupyter_kernelpool.health import Standing
 log = logging.getLogger("jupyter_kernelpool")
 
 
+@dataclass(eq=False)
+class Comeback:
+    """A kernel's next process, which is made here and not by the restarter. Until it has *begun*, whoever restarts the
+    kernel is quicker, and it is off."""
+
+    begun: bool = False
+
+
 @dataclass
 class Life:
     """What is known of one kernel, over all its processes.
 
     *end* says how its process ended, until there is another one. It *stays* dead, or is restarted not before
-    *restart_at*; with *coming_back* that is done here, and not by the restarter.
+    *restart_at*; with *coming_back* that is done here, and not by the restarter. *responded*: its present process
+    answered a nudge, or serves; *fruitless* ones in a row ended before that.
     """
 
     born: float
@@ -27,8 +37,15 @@ class Life:
     end: str | None = None
     stays: bool = False
     restart_at: float = 0.0
-    coming_back: bool = False
+    coming_back: Comeback | None = None
+    responded: bool = False
+    fruitless: int = 0
     silent_since: float = 0.0
+
+    def replaced(self) -> None:
+        """Somebody restarts the kernel, or has: what was to be done here after a pause is off."""
+        if self.coming_back is not None and not self.coming_back.begun:
+            self.coming_back = None
 
 
 class Lives:
@@ -42,6 +59,10 @@ class Lives:
     def kernel_ids(self) -> frozenset[str]:
         """Whose they are."""
         return frozenset(self._known)
+
+    def items(self) -> Iterable[tuple[str, Life]]:
+        """All of them, by kernel id."""
+        return self._known.items()
 
     def find(self, kernel_id: str) -> Life | None:
         """The kernel's, if anything is known of it."""

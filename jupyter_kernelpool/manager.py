@@ -103,7 +103,9 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.events.listen(self._note_ready)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
-        self.keeper.rounds.append(Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work))
+        self.keeper.rounds.append(
+            Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work, lambda: self.care.due)
+        )
         self.forking = Forking(self)
         self.undo = Undo(self.forking, self.pool.undo_steps)
         self.wishes = Wishes(self.forking, self.undo, allowed=self.pool.magics)
@@ -157,6 +159,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
         Called when the server starts, and by the first start of a kernel where no extension is loaded.
         """
+        self.keeper.start()
         if not self.pool.active:
             return
         await asyncio.shield(self._begin_pool())
@@ -171,9 +174,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             await self.pool.supervision.start()
         except SupervisorGone as error:
             self.log.warning("Kernels start cold: %s", error)
-            self.pool.stopped = True
+            self.pool.stopped = True  # the keeper goes on: kernels are looked after, whoever starts them
             return
-        self.keeper.start()
         if not self.pool.warm_at_start:
             return
         for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
@@ -182,12 +184,12 @@ class PoolingKernelManager(AsyncMappingKernelManager):
 
     async def stop_pool(self) -> None:
         """Stop refilling, end the warm kernels and the templates; users' kernels live on."""
+        await self.keeper.stop()
         if self._starting is not None:
             self.wishes.close()
             self.forking.close()
-            await self.keeper.stop()
             await self.pool.close()
-            await self.metrics_file.remove()
+        await self.metrics_file.remove()
         await self.care.close()
         await self.clock.close()
         await self.output_watch.close()
@@ -267,6 +269,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             self._ids_starting.discard(kernel_id)
 
     async def _start_admitted(self, kernel_id: str | None, path: Any, kwargs: dict[str, Any]) -> str:
+        self.keeper.start()
         if self._starting is None or not self._starting.done():
             if self.pool.warm_at_start:
                 await self.start_pool()
@@ -284,6 +287,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 finally:
                     self.pool.admission.leave()
                 self.owners.settle(started, owner)
+            self.pool.wake.set()  # a keeper that had nothing to do looks again only now and then
         except REFUSALS as error:
             if isinstance(error, LaunchFailed) and kwargs.get("origin") is not None:
                 raise  # of a fork, for which no other process would do: who asked for it tells

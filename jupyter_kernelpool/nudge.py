@@ -7,8 +7,9 @@ the end of a cell that runs, so nudges have a session of their own, and `is_nudg
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from jupyter_client.session import DELIM
@@ -17,6 +18,45 @@ SESSION = uuid.uuid4().hex
 _MARK = SESSION.encode()
 PARENT = 3  # the place of the parent's header after the delimiter
 MOST_IDENTITIES = 4
+NUDGES_AT_ONCE = 16
+MOST_SILENT = 128
+MOMENT = 0.25  # seconds in which whoever answers at all mostly does
+
+
+class Places:
+    """Places for nudges: few kernels are asked at a time, so that asking hundreds holds nobody up.
+
+    Who is silent for a *moment* gives the place up, for others wait for it, and is waited for without one: so are as
+    many as *silent* (each holds two of the sockets that the server can have), and further ones in their places.
+    """
+
+    def __init__(self, most: int = NUDGES_AT_ONCE, *, silent: int = MOST_SILENT, moment: float = MOMENT) -> None:
+        self._places = asyncio.Semaphore(most)
+        self._room = silent
+        self._moment = moment
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Wait for a place, and have it."""
+        await self._places.acquire()
+        is_silent = False
+
+        def give_up() -> None:
+            nonlocal is_silent
+            if self._room > 0:
+                self._room -= 1
+                is_silent = True
+                self._places.release()
+
+        timer = asyncio.get_running_loop().call_later(self._moment, give_up)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if is_silent:
+                self._room += 1
+            else:
+                self._places.release()
 
 
 class Reply(NamedTuple):

@@ -56,7 +56,11 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             self._server.chronicle.start_failed(kernel_id, error, ours=ours)
 
     def kernel_started(self) -> None:
-        if self._server is not None and (self.pooled is None or self.pooled.claimed is None):
+        if self._server is None:
+            return
+        if self.pooled is None:
+            self._begins_anew()  # ours tells sooner, see `kernel_has_process`
+        if self.pooled is None or self.pooled.claimed is None:
             self._server.chronicle.awaits_life(self.kernel_id, "cold" if self.pooled is not None else "other")
 
     def kernel_restarts(self) -> None:
@@ -64,6 +68,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
         if cause == "asked" and isinstance(self._restarter, PromptRestarter) and self._restarter.at_work:
             cause = "died"
         if self._server is not None:
+            self._server.care.aftermath.restarts(self.kernel_id)
             self._server.chronicle.restarts(self.kernel_id, cause, reason)
 
     def _kernel_exited(self) -> None:
@@ -76,12 +81,16 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             inherited = getattr(getattr(self.provisioner, "process", None), "inherited", 0)
             await self._server.guard.hold(self.kernel_id, self.kernel_name, pid, inherited, self.allowance)
             self.allowance = None  # from here on the guard knows
-            self._server.culler.began(self.kernel_id)
-            self.stays_dead_for = None
-            self.reason = ""
-            if getattr(self, "execution_state", "") == "dead":
-                self.execution_state = "starting"
-            self._server.care.has_process(self.kernel_id)
+            self._begins_anew()
+
+    def _begins_anew(self) -> None:
+        """It has another process: what was known of the one before is over."""
+        self._server.culler.began(self.kernel_id)
+        self.stays_dead_for = None
+        self.reason = ""
+        if getattr(self, "execution_state", "") == "dead":
+            self.execution_state = "starting"
+        self._server.care.has_process(self.kernel_id)
 
     async def stays_dead(self) -> bool:
         manager = self._server
@@ -103,7 +112,8 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
 
     def what_ran_is_lost(self) -> None:
         if self._server is not None:
-            self._server.edge.give_up(self.kernel_id, "KernelDied", "The kernel died while this ran; it was put back.")
+            text = f"The kernel {self.kernel_id} died while this ran; it was put back."
+            self._server.edge.give_up(self.kernel_id, "KernelDied", text)
 
     def kernel_serves(self, process: Process) -> None:
         if self._server is not None:

@@ -23,13 +23,16 @@ class Recovery(StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """See the traits of `KernelHealth`. *limit* restarts within *window* seconds at most; 0: as many as Jupyter does.
+    """See the traits of `KernelHealth`. *limit* restarts within *window* seconds at most; None: somebody else counts.
 
-    The second restart within the window waits *first* seconds, each later one *factor* times as long.
+    Of processes that never answered, *fruitless* may follow one another, however long each took. *source* is the trait
+    that both come from. The second restart waits *first* seconds, each later one *factor* times as long.
     """
 
     recovery: Recovery = Recovery.ALWAYS
-    limit: int = 0
+    limit: int | None = None
+    fruitless: int | None = None
+    source: str = "KernelHealth.restart_limit"
     window: float = 60.0
     first: float = 1.0
     factor: float = 2.0
@@ -49,17 +52,21 @@ class Stay:
     why: str
 
 
-def decide(ends: Sequence[float], *, failed: bool, policy: Policy, now: float) -> Restart | Stay:
-    """What follows an end *now*, after earlier ones at *ends*; *failed* is false for an exit code of 0."""
+def decide(ends: Sequence[float], *, failed: bool, policy: Policy, now: float, fruitless: int = 0) -> Restart | Stay:
+    """What follows an end *now*, after earlier ones at *ends*; *failed* is false for an exit code of 0.
+
+    *fruitless* processes in a row, with this one, ended without ever having answered.
+    """
     if policy.recovery is Recovery.NEVER:
         return Stay("its recovery is set to never")
     if policy.recovery is Recovery.ON_FAILURE and not failed:
         return Stay("its recovery is set to on_failure, and this was none")
-    count = sum(1 for at in ends if now - at < policy.window) + 1
-    if policy.limit and count > policy.limit:
-        return Stay(
-            f"it ended {count} times within {policy.window:g} s, and KernelHealth.restart_limit is {policy.limit}"
-        )
+    lately = sum(1 for at in ends if now - at < policy.window) + 1
+    if policy.limit is not None and lately > policy.limit:
+        return Stay(f"it ended {lately} times within {policy.window:g} s, and {policy.source} is {policy.limit}")
+    if policy.fruitless is not None and fruitless > policy.fruitless:
+        return Stay(f"none of its last {fruitless} processes answered, and {policy.source} is {policy.fruitless}")
+    count = max(lately, fruitless)
     if count == 1:
         return Restart(0.0)
     return Restart(min(MOST_PAUSE, policy.first * policy.factor ** min(count - 2, 64)))

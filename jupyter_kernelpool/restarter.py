@@ -41,6 +41,11 @@ class PromptRestarter(AsyncIOLoopKernelRestarter):
         """Whether it looks after the kernel just now: a restart meanwhile is its own."""
         return self._busy
 
+    @property
+    def gives_up_next(self) -> bool:
+        """Whether it has restarted the kernel as often as it may: at the next end Jupyter forgets it."""
+        return bool(self._restarting) and self._restart_count >= self.restart_limit
+
     def _is_settled(self) -> bool:
         provisioner = getattr(self.kernel_manager, "pooled", None)
         process = provisioner.claimed if provisioner is not None else None

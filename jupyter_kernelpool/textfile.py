@@ -44,7 +44,7 @@ class MetricsFile:
 
     def __init__(self, path: str) -> None:
         self.path = find_path(path)
-        self._failing = False
+        self._failing = self._written = False
         self._registry = CollectorRegistry()
         self._registry.register(Labelled(metrics.own(), Path(self.path).stem))
 
@@ -57,11 +57,11 @@ class MetricsFile:
                 log.warning("The metrics can't be written to %s: %s", self.path, error)
             self._failing = True
         else:
-            self._failing = False
+            self._failing, self._written = False, True
 
     async def remove(self) -> None:
         """The server stops: what it told is true no more."""
-        if self.path:
+        if self._written:
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(os.unlink, self.path)
 

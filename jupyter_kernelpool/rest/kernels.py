@@ -10,6 +10,7 @@ from tornado import web
 
 from jupyter_kernelpool.culling import Recycle
 from jupyter_kernelpool.errors import NotFound
+from jupyter_kernelpool.health import Standing
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_execute
@@ -87,8 +88,9 @@ class KernelHandler(KernelPoolHandler):
 def describe(manager: Any, kernel_id: str) -> Model:
     """The model of the kernel *kernel_id* of *manager*, which may be any kernel manager."""
     connections = getattr(manager, "_kernel_connections", {}).get(kernel_id, 0)
-    model = kernel_model(kernel_id, manager.get_kernel(kernel_id), connections)
     ours = isinstance(manager, PoolingKernelManager)
+    standing = manager.care.standing_of(kernel_id) if ours else Standing()
+    model = kernel_model(kernel_id, manager.get_kernel(kernel_id), connections, standing.verdict)
     forking = manager.forking if ours else None
     why = forking.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
     return {
@@ -98,8 +100,8 @@ def describe(manager: Any, kernel_id: str) -> Model:
         "checkpoints": [one.id for one in forking.checkpoints_of(kernel_id)] if forking is not None else [],
         "undo": undo_model(manager.undo, kernel_id) if ours else None,
         "limits": manager.guard.allowances.of(kernel_id).as_model() if ours else None,
-        "health": health_model(manager.care.standing_of(kernel_id)) if ours else None,
-        "failure_count": manager.care.standing_of(kernel_id).total if ours else 0,
+        "health": health_model(standing) if ours else None,
+        "failure_count": standing.total,
         "current": current_model(manager.edge.ledger(kernel_id).running, time.monotonic(), time.time())
         if ours
         else None,

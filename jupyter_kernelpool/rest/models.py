@@ -17,7 +17,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from jupyter_kernelpool.allowance import LIMITS, Breach
 from jupyter_kernelpool.breaker import Breaker
 from jupyter_kernelpool.decisions import Policy, target
-from jupyter_kernelpool.health import Standing
+from jupyter_kernelpool.health import UNRESPONSIVE, Standing, Verdict
 from jupyter_kernelpool.ledger import Execution
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.manager import PoolingKernelManager
@@ -247,20 +247,21 @@ def find_way(kernel: Any) -> str | None:
     return "cold" if type(provisioner) is LocalProvisioner else "other"
 
 
-def find_state(kernel: Any) -> State:
-    """Where *kernel* is in its life, as far as can be known of one that has no record."""
+def find_state(kernel: Any, verdict: Verdict) -> State:
+    """Where *kernel* is in its life, as far as can be known of one that has no record; *verdict* is what it was found
+    to be last."""
     record = find_record(kernel)
     if record is not None:
         return record.state
     if getattr(kernel, "execution_state", None) == "dead":
         return State.DEAD
     if kernel.has_kernel or not getattr(kernel, "owns_kernel", True):
-        return State.ACTIVE
+        return State.UNRESPONSIVE if verdict in UNRESPONSIVE else State.ACTIVE
     return State.STARTING
 
 
-def kernel_model(kernel_id: str, kernel: Any, connections: int) -> Model:
-    """A kernel of the server's, whoever started it."""
+def kernel_model(kernel_id: str, kernel: Any, connections: int, verdict: Verdict = Verdict.UNKNOWN) -> Model:
+    """A kernel of the server's, whoever started it; *verdict* is what it was found to be last."""
     provisioner = getattr(kernel, "provisioner", None)
     record = find_record(kernel)
     created = getattr(provisioner, "created", None)
@@ -270,7 +271,7 @@ def kernel_model(kernel_id: str, kernel: Any, connections: int) -> Model:
         "name": kernel.kernel_name,
         "recipe": record.recipe if record is not None else None,
         "way": find_way(kernel),
-        "state": find_state(kernel).value,
+        "state": find_state(kernel, verdict).value,
         "execution_state": getattr(kernel, "execution_state", None),
         "reason": getattr(kernel, "reason", None) or None,
         "last_activity": rfc3339(last_activity.timestamp()) if last_activity is not None else None,

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -200,3 +201,60 @@ def test_claim_passes_over_a_stopped_warm_kernel(kp_start: Callable[..., Server]
     assert time.monotonic() - began < 1.0
     assert server.run(kernel, "import os; print(os.getpid())") != str(oldest.pid)
     eventually(lambda: not psutil.pid_exists(oldest.pid), "the one that does not answer is ended")
+
+
+def test_healthy_kernels_do_not_wait_for_those_that_hang(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        "--KernelPool.max_warm=4", "--KernelHealth.interval=1", "--KernelHealth.timeout=12", "--KernelHealth.backoff=1",
+    )  # fmt: skip
+    server.wait_warm(2)
+    healthy = server.start_kernel()
+    kernels = [server.start_kernel() for _ in range(20)]
+    pids = [model(server, kernel)["pid"] for kernel in kernels]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        for kernel in kernels:
+            until(server, kernel, "stopped")
+        assert time.monotonic() - began < 20, "all at once, and not one lot after the other"
+        began = time.monotonic()
+        checks = {model(server, healthy)["health"]["checked"]}
+        while len(checks) < 5:
+            time.sleep(0.2)
+            checks.add(model(server, healthy)["health"]["checked"])
+            assert time.monotonic() - began < 16, "it is asked every second or two, and not between those that hang"
+        assert status(server, healthy) == "responsive"
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_kernels_are_looked_after_where_the_supervisor_can_not_be_started(
+    kp_start: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'jupyter_kernelpool.supervisor' in sys.orig_argv:\n    raise SystemExit(1)\n"
+    )
+    metrics = tmp_path / "kernels.prom"
+    server = kp_start(
+        *QUICK, f"--KernelPool.metrics_file={metrics}", "--KernelCuller.idle_timeout=2", PYTHONPATH=str(tmp_path)
+    )
+    eventually(lambda: "Kernels start cold" in server.log, "there is no pool", 60)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:  # which keeps it from being culled
+        until(server, kernel, "responsive")
+        pid = int(tab.execute("import os; print(os.getpid())"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert until(server, kernel, "stopped")["state"] == "unresponsive"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert until(server, kernel, "responsive")["state"] == "active"
+        for times in (1, 2):
+            reply, _ = tab.until_idle(tab.send("execute_request", execution("import os; os._exit(1)")))
+            assert reply["ename"] == "KernelDied", "told each time"
+            until(server, kernel, "responsive")
+            assert model(server, kernel)["failure_count"] == 1 + times
+    assert metrics.is_file()
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[0] == 404, "it is culled")

@@ -180,7 +180,7 @@ def test_what_a_dead_kernel_is_asked_is_answered_and_not_run_after_its_restart(
         reply, published = page.until_idle(page.send("execute_request", execution(f"open({str(mark)!r}, 'w')")))
         assert reply["status"] == "aborted"
         told = "".join(message["content"].get("text", "") for message in published)
-        assert "Not run. The kernel is dead (memory limit: " in told
+        assert f"Not run. The kernel {kernel} is dead (memory limit: " in told
         assert "Restart it." in told
         assert kp_limiting.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
         assert page.execute("1+1") == "2", "on the same websocket"

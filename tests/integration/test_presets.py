@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,11 @@ pytestmark = pytest.mark.integration
 
 
 def test_hub_has_nothing_warm_before_the_first_kernel_and_nothing_left_when_unused(
-    kp_start: Callable[..., Server],
+    kp_start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    server = kp_start("--KernelPool.preset=hub", "--KernelPool.recipe_idle=12")
-    time.sleep(2)
+    metrics = tmp_path / "hub.prom"
+    server = kp_start("--KernelPool.preset=hub", "--KernelPool.recipe_idle=12", f"--KernelPool.metrics_file={metrics}")
+    eventually(metrics.is_file, "metrics are written")
     assert server.ours() == [], "no supervisor, no template"
     pool = server.call("/kernelpool/v1/pool")[1]
     assert (pool["enabled"], pool["recipes"], pool["capabilities"]["supervisor"]["alive"]) == (True, [], False)

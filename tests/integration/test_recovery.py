@@ -52,7 +52,9 @@ def test_a_crash_is_told_to_who_waits_and_the_kernel_comes_back(server: Server, 
         tab.execute("x = 1")
         slow = other.send("execute_request", execution("import time; time.sleep(2); print('kept on')"))
         began = time.monotonic()
-        assert told in lost(tab, code)
+        text = lost(tab, code)
+        assert told in text
+        assert kernel in text, "whose death it was"
         assert tab.execute("x") == "NameError"
         assert time.monotonic() - began < SLACK
         reply, _ = other.until_idle(slow)
@@ -233,6 +235,63 @@ def test_a_crash_loop_is_slowed_down_and_ends(kp_start: Callable[..., Server]) -
     assert "3 times" in until(server, kernel, "dead")["reason"]
 
 
+def test_what_is_restored_again_and_again_is_capped_as_jupyter_does(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        *QUICK, "--KernelHealth.restore=True", "--KernelHealth.restart_pause=0.1", "--KernelRestarter.restart_limit=1"
+    )
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        assert "last checkpoint" in lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(1)") == "1"
+        told = lost(tab, "import os; os._exit(1)")
+        assert "stays dead" in told
+        assert "KernelRestarter.restart_limit is 1" in told
+    assert server.call(f"/api/kernels/{kernel}")[0] == 200, "it is not forgotten"
+
+
+def test_a_death_while_another_process_waits_for_its_turn_is_told_at_once(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(*QUICK, "--KernelHealth.restore=True", "--KernelHealth.restart_pause=25")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
+        lost(tab, "import os; os._exit(1)")
+        assert tab.execute("print(1)") == "1"
+        lost(tab, "import os; os._exit(1)")
+        began = time.monotonic()
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200, "its user does not wait"
+        assert tab.execute("print(2)") == "2"
+        lost(tab, "import os; os._exit(1)")
+        assert time.monotonic() - began < 15
+        assert model(server, kernel)["failure_count"] == 3
+
+
+def test_a_kernelspec_that_starts_and_never_answers_is_given_up(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        "--KernelHealth.on_unresponsive=restart", "--KernelHealth.interval=0.5", "--KernelHealth.timeout=0.5",
+        "--KernelHealth.grace=0.2", "--KernelHealth.start_timeout=1", "--KernelHealth.restart_window=1",
+        "--KernelHealth.restart_pause=0.1", "--KernelHealth.breaker_failures=2", "--KernelHealth.breaker_pause=60",
+        "--KernelRestarter.restart_limit=2",
+    )  # fmt: skip
+    server.wait_warm(1)
+    code = IGNORES_SIGINT + "; import time; time.sleep(3600)"
+    install(server, "silent", [sys.executable, "-c", code, "{connection_file}"])
+    status, kernel = server.call("/api/kernels", "POST", {"name": "silent"})
+    assert status == 201
+    eventually(lambda: breaker(server).get("state") == "open", "its starts are refused", 60)
+    found = eventually(
+        lambda: model(server, kernel["id"]) if model(server, kernel["id"])["execution_state"] == "dead" else None,
+        "it stays dead",
+        60,
+    )
+    assert "none of its last 3 processes answered, and KernelRestarter.restart_limit is 2" in found["reason"]
+    status, _, refused = server.exchange("/api/kernels", "POST", {"name": "silent"})
+    assert (status, refused["code"]) == (503, "starts_fail")
+    assert "did not answer" in refused["message"]
+
+
 def test_without_autorestart_a_dead_kernel_is_told_of(kp_start: Callable[..., Server]) -> None:
     server = kp_start(*QUICK, "--PooledKernelManager.autorestart=False")
     server.wait_warm(1)
@@ -282,7 +341,10 @@ def test_a_command_that_is_not_there_opens_the_breaker(kp_start: Callable[..., S
     assert (status, refused["code"]) == (503, "starts_fail")
 
 
-def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["laptop", "hub"])
+def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
+    kp_start: Callable[..., Server], tmp_path: Path, preset: str
+) -> None:
     first = kp_start()
     first.wait_warm(1)
     kernel = first.start_kernel()
@@ -293,7 +355,7 @@ def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callabl
     (outside / "kernel-far.json").write_text(json.dumps({**info, "kernel_name": "python3"}))
     second = kp_start(
         *QUICK, "--ServerApp.allow_external_kernels=True", f"--ServerApp.external_connection_dir={outside}",
-        "--KernelHealth.on_unresponsive=restart",
+        "--KernelHealth.on_unresponsive=restart", f"--KernelPool.preset={preset}",
     )  # fmt: skip
     (found,) = second.call("/kernelpool/v1/kernels")[1]["kernels"]
     assert (found["way"], found["state"], found["pid"]) == ("external", "active", None)
@@ -301,10 +363,12 @@ def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(kp_start: Callabl
     until(second, adopted, "responsive")
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(second, adopted, "hung")
+        assert until(second, adopted, "hung")["state"] == "unresponsive"
+        (found,) = second.call("/kernelpool/v1/kernels?state=unresponsive")[1]["kernels"]
+        assert found["id"] == adopted
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(second, adopted, "responsive")
+    assert until(second, adopted, "responsive")["state"] == "active"
     assert first.run(kernel, "print(os.getpid())") == str(pid), "it is not ours to restart"
     (outside / "kernel-far.json").unlink()
     eventually(lambda: second.call("/kernelpool/v1/kernels")[1]["kernels"] == [], "it is forgotten")

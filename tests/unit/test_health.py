@@ -1,5 +1,7 @@
 """What a kernel is found to be, when it is asked again, and what follows the end of its process: tables of cases."""
 
+import asyncio
+
 import pytest
 from jupyter_client.session import Session
 from traitlets import TraitError
@@ -21,7 +23,7 @@ from jupyter_kernelpool.health import (
     split,
 )
 from jupyter_kernelpool.health_settings import KernelHealth
-from jupyter_kernelpool.nudge import SESSION, is_nudge
+from jupyter_kernelpool.nudge import SESSION, Places, is_nudge
 from jupyter_kernelpool.recovery import Policy as Recoveries
 from jupyter_kernelpool.recovery import Recovery, Restart, Stay, decide, describe_end
 from jupyter_kernelpool.starts import Starts
@@ -137,7 +139,7 @@ def test_recovery_says_which_ends_are_followed_by_a_restart(recovery, failed, wh
 
 
 def test_a_crash_loop_is_slowed_down_and_capped():
-    policy = Recoveries(limit=4, window=100.0, first=1.0, factor=2.0)
+    policy = Recoveries(limit=4, fruitless=4, window=100.0, first=1.0, factor=2.0)
     ends, now, pauses = [], 0.0, []
     while isinstance(decision := decide(ends, failed=True, policy=policy, now=now), Restart):
         pauses.append(decision.pause)
@@ -152,6 +154,25 @@ def test_a_crash_loop_is_slowed_down_and_capped():
 def test_without_a_limit_pauses_are_bounded_and_jupyter_counts():
     decision = decide([0.0] * 99, failed=True, policy=Recoveries(), now=1.0)
     assert decision == Restart(60.0)
+
+
+def test_processes_that_never_answer_are_slowed_down_and_capped_however_long_each_takes():
+    policy = Recoveries(limit=3, fruitless=3, window=60.0, first=1.0, factor=2.0)
+    ends, pauses, now = [], [], 0.0
+    for fruitless in range(1, 5):
+        now += 73.0
+        decision = decide(ends, failed=True, policy=policy, now=now, fruitless=fruitless)
+        ends.append(now)
+        pauses.append(getattr(decision, "pause", None))
+    assert pauses == [0.0, 1.0, 2.0, None]
+    assert "none of its last 4 processes answered" in decision.why
+    assert "KernelHealth.restart_limit is 3" in decision.why
+    assert decide(ends, failed=True, policy=policy, now=now + 73.0, fruitless=0) == Restart(0.0), "one answered"
+
+
+def test_limit_of_jupyters_that_allows_no_restart_allows_none_here():
+    decision = decide([], failed=True, policy=Recoveries(limit=0, source="KernelRestarter.restart_limit"), now=0.0)
+    assert "KernelRestarter.restart_limit is 0" in decision.why
 
 
 @pytest.mark.parametrize(
@@ -261,3 +282,47 @@ def test_what_is_published_for_a_nudge_is_told_from_all_else():
     assert not is_nudge(published(other, SESSION)), "a cell may print it"
     assert not is_nudge([])
     assert not is_nudge([b"no message"])
+
+
+async def holding(places, count):
+    """*count* kernels that are asked and stay silent; how many are asked at the same time."""
+    asked = []
+
+    async def ask():
+        async with places.one():
+            asked.append(1)
+            await asyncio.sleep(3600)
+
+    tasks = [asyncio.create_task(ask()) for _ in range(count)]
+    await asyncio.sleep(0.5)
+    return tasks, asked
+
+
+async def end(tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_is_silent_holds_no_place_that_others_wait_for():
+    places = Places(2, moment=0.01)
+    tasks, asked = await holding(places, 20)
+    assert len(asked) == 20
+    async with asyncio.timeout(5), places.one():
+        pass
+    await end(tasks)
+
+
+async def test_as_many_as_there_is_room_for_are_silent_and_places_come_back():
+    places = Places(2, silent=3, moment=0.01)
+    for _ in range(2):
+        tasks, asked = await holding(places, 20)
+        assert len(asked) == 5
+        await end(tasks)
+
+
+async def test_few_are_asked_at_the_same_moment():
+    places = Places(2, moment=3600)
+    tasks, asked = await holding(places, 20)
+    assert len(asked) == 2
+    await end(tasks)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 import types
 
 import pytest
@@ -327,3 +328,91 @@ def test_keeper_never_turns_more_often_than_it_would_at_rest(kp_keeper):
     kp_keeper.pool.supervision = Supervision(logging.getLogger("test"))
     kp_keeper.rounds.append(Round("often", 0.1, go))
     assert kp_keeper._pause() == 2.0
+
+
+@pytest.fixture
+def kp_resting(monkeypatch):
+    """A keeper by the real clock, whose pool has nothing to do."""
+    monkeypatch.setattr(keeper_module, "look_at_host", lambda: CALM)
+    pool = KernelPool(launchers=[FakeLauncher.of(Script())], log=logging.getLogger("test"))
+    pool.supervision = FakeSupervision()
+    return Keeper(pool)
+
+
+async def until(condition, timeout=10.0):
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_rounds_that_are_due_do_not_wait_for_the_next_turn(kp_resting, monkeypatch):
+    gone, turns, turn = [], [], kp_resting.turn
+
+    async def go():
+        gone.append(time.monotonic())
+
+    async def counted():
+        turns.append(time.monotonic())
+        return await turn()
+
+    monkeypatch.setattr(kp_resting, "turn", counted)
+    kp_resting.rounds.append(Round("often", 0.1, go))
+    kp_resting.start()
+    await until(lambda: len(gone) >= 8)
+    await kp_resting.stop()
+    assert len(turns) <= len(gone) / 2, "which cost more, and are as rare as they were"
+
+
+async def test_round_begins_when_what_it_waits_for_is_due(kp_resting):
+    gone, began = [], time.monotonic()
+
+    async def go():
+        gone.append(time.monotonic() - began)
+
+    kp_resting.rounds.append(Round("late", 0.05, go, due=lambda: began + 0.5 if not gone else began + 3600))
+    kp_resting.start()
+    await until(lambda: gone)
+    await asyncio.sleep(0.3)
+    await kp_resting.stop()
+    assert len(gone) == 1
+    assert 0.5 <= gone[0] < 1.5
+
+
+async def test_round_that_takes_longer_than_its_interval_is_not_hurried(kp_resting):
+    looks = []
+
+    async def go():
+        await asyncio.sleep(3600)
+
+    kp_resting.rounds.append(Round("slow", 0.05, go, lambda: bool(looks.append(1)) or True))
+    kp_resting.start()
+    await asyncio.sleep(1.0)
+    await kp_resting.stop()
+    assert len(looks) < 30
+
+
+async def test_loop_survives_a_round_that_can_not_be_judged(kp_resting, caplog):
+    gone = []
+
+    async def go():
+        gone.append(1)
+
+    def needed():
+        if not gone:
+            gone.append(0)
+            kp_resting.pool.wake.set()
+            raise OSError("the folder is gone")
+        return True
+
+    kp_resting.rounds.append(Round("odd", 0.1, go, needed))
+    kp_resting.start()
+    await until(lambda: len(gone) >= 3)
+    await kp_resting.stop()
+    assert caplog.text.count("the folder is gone") >= 1
+
+
+async def test_keeper_that_was_stopped_does_not_begin_again(kp_resting):
+    kp_resting.start()
+    await kp_resting.stop()
+    kp_resting.start()
+    assert kp_resting._task is None
