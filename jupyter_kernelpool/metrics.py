@@ -48,6 +48,11 @@ KERNELS_GPU_MEMORY = Gauge(
     "jupyter_kernelpool_kernels_gpu_memory_bytes", "Memory of the server's kernels on GPUs, together"
 )
 NUDGES = Counter("jupyter_kernelpool_nudges", "Kernels asked whether they answer, by what they were found", ["verdict"])
+NUDGE_ROUND_TRIP = Histogram(
+    "jupyter_kernelpool_nudge_round_trip_seconds",
+    "Time from asking a kernel on its control channel to its answer",
+    buckets=QUICK,
+)
 ADOPTED = Counter("jupyter_kernelpool_adopted_kernels", "Kernels that ran already, and were adopted")
 EVICTIONS = Counter("jupyter_kernelpool_evictions", "Warm kernels ended unused, by reason", ["why"])
 
@@ -57,6 +62,11 @@ EXECUTION = Histogram(
     "How long cells ran, without waiting for input, by outcome (ok, error, timeout, killed, died, cancelled)",
     ["outcome"],
     buckets=LONG,
+)
+EXECUTION_ERRORS = Counter(
+    "jupyter_kernelpool_execution_errors",
+    "Cells that came to no good end, by kind (exception, interrupted, timeout, killed, died, cancelled, aborted)",
+    ["kind"],
 )
 OUTPUT = Histogram("jupyter_kernelpool_execution_output_bytes", "Output of cells", buckets=SIZES)
 START_FAILURES = Counter("jupyter_kernelpool_start_failures", "Kernels that did not start")
@@ -98,6 +108,8 @@ SLOWNESS = Gauge(
 # A series that begins with its first event is missed by `increase`.
 for _outcome in ("ok", "error", "timeout", "killed", "died", "cancelled"):
     EXECUTION.labels(outcome=_outcome)
+for _kind in ("exception", "interrupted", "timeout", "killed", "died", "cancelled", "aborted"):
+    EXECUTION_ERRORS.labels(kind=_kind)
 for _cause in ("asked", "died", "limit", "unresponsive"):
     RESTARTS.labels(cause=_cause)
 for _cause in ("wedged", "stopped", "hung"):

@@ -15,7 +15,7 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from tornado.websocket import WebSocketClosedError
 
-from jupyter_kernelpool.activity import HEADER, PARENT
+from jupyter_kernelpool.activity import CONTENT, HEADER, PARENT
 from jupyter_kernelpool.edge import Edge
 
 V1 = "v1.kernel.websocket.jupyter.org"
@@ -164,6 +164,8 @@ class Notices:
             self.publish("iopub", "error", error, header)
         else:
             self.say(f"Not run. {evalue}", header)
+            if self.edge is not None:
+                self.edge.ledger(self.kernel_id).aborted()
         status = "error" if ran else "aborted"
         self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
         self.publish("iopub", "status", {"execution_state": "idle"}, header)
@@ -197,7 +199,9 @@ class Notices:
         _, parts = self.session.feed_identities(outgoing_msg)
         msg_id = self.session.unpack(parts[PARENT]).get("msg_id", "")
         if channel == "shell":
-            self._awaited.pop(msg_id, None)
-            self.edge.ledger(self.kernel_id).answered(msg_id)
+            ledger = self.edge.ledger(self.kernel_id)
+            ledger.answered(msg_id)
+            if self._awaited.pop(msg_id, None) and self.session.unpack(parts[CONTENT]).get("status") == "aborted":
+                ledger.aborted()
         elif self.session.unpack(parts[HEADER])["msg_type"] == "input_request":
             self.edge.ledger(self.kernel_id).waits(msg_id, time.monotonic())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .browsers import browser
+from .browsers import browser, execution
 from .conftest import Server, eventually
 from .test_metrics import value
 
@@ -21,6 +21,13 @@ P = "jupyter_kernelpool_"
 
 def executions(server: Server, outcome: str) -> float:
     return value(server, f"{P}execution_seconds_count", outcome=outcome)
+
+
+def errors(server: Server) -> dict[str, float]:
+    """Those cells that came to no good end, by kind; the kinds that there were."""
+    kinds = ("exception", "interrupted", "timeout", "killed", "died", "cancelled", "aborted")
+    counted = {kind: value(server, f"{P}execution_errors_total", kind=kind) for kind in kinds}
+    return {kind: number for kind, number in counted.items() if number}
 
 
 def alert(server: Server, name: str) -> dict[str, Any]:
@@ -54,6 +61,32 @@ def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -
     assert {one: executions(server, one) for one in ("ok", "error", "timeout", "killed", "died", "cancelled")} == {
         "ok": 1, "error": 1, "timeout": 1, "killed": 0, "died": 1, "cancelled": 1,
     }  # fmt: skip
+    assert errors(server) == {"exception": 1, "timeout": 1, "died": 1, "cancelled": 1}
+
+
+def test_errors_that_are_no_exceptions_are_told_from_those(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelHealth.recovery=never", "--KernelLimits.output=10k")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        first = tab.send("execute_request", execution("import time; print('runs', flush=True); time.sleep(30)"))
+        behind = tab.send("execute_request", execution("2 + 2"))
+        while tab.receive()["header"]["msg_type"] != "stream":
+            pass
+        assert server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
+        assert tab.until_idle(first)[0]["ename"] == "KeyboardInterrupt"
+        assert tab.until_idle(behind)[0]["status"] == "aborted"
+        eventually(lambda: errors(server) == {"interrupted": 1, "aborted": 1}, "the interrupt and what it cost")
+        assert tab.execute("raise ValueError('KeyboardInterrupt')") == "ValueError"
+        eventually(lambda: errors(server).get("exception") == 1, "an exception")
+        tab.execute("while True: print('x' * 100)")
+        eventually(lambda: errors(server).get("killed") == 1, "ended for a limit")
+        tab.send("execute_request", execution("import os, time; time.sleep(0.5); os._exit(1)"))
+        eventually(lambda: errors(server).get("died") == 1, "the process ended")
+        eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "dead", "it stays dead")
+        assert tab.ask("execute_request", execution("3 + 3"))["status"] == "aborted"
+    assert errors(server) == {"interrupted": 1, "aborted": 2, "exception": 1, "killed": 1, "died": 1}
+    assert executions(server, "error") == 2, "of which one was interrupted"
 
 
 def test_forks_checkpoints_and_restores_are_measured_and_refusals_counted(kp_server: Server) -> None:
