@@ -191,10 +191,12 @@ def test_clients_hear_nothing_of_nudges(watched: Server) -> None:
 
 def test_kernel_that_holds_the_gil_in_c_is_wedged(watched: Server) -> None:
     kernel = watched.start_kernel()
+    before = value(watched, f"{P}unresponsive_total", cause="wedged")
     with browser(watched, kernel) as tab:
         tab.execute("1")
         tab.send("execute_request", execution(NEVER_RETURNS))
         found = until(watched, kernel, "wedged")
+        assert value(watched, f"{P}unresponsive_total", cause="wedged") == before + 1
         assert found["state"] == "unresponsive"
         assert found["current"] is not None
     assert watched.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204

@@ -132,6 +132,21 @@ def test_websockets_are_counted_from_their_opening_to_their_end(kp_start: Callab
     assert now("connects_total", outcome="failed") == 0
 
 
+def test_a_message_that_cannot_be_read_is_counted(kp_server: Server) -> None:
+    def counted() -> float:
+        return value(kp_server, f"{P}websocket_errors_total", kind="incoming")
+
+    kernel, before = kp_server.start_kernel(), counted()
+    with browser(kp_server, kernel) as tab:
+        assert tab.execute("1 + 1") == "2"
+        assert counted() == before
+        tab.socket.send("text, where the protocol has none")
+        eventually(lambda: counted() == before + 1, "it is counted")
+    with browser(kp_server, kernel) as tab:
+        assert tab.execute("2 + 2") == "4", "the kernel has nothing to do with that"
+    assert counted() == before + 1
+
+
 def test_reconnects_of_one_session_fire_beyond_three_and_restarts_are_pardoned(kp_start: Callable[..., Server]) -> None:
     server = kp_start()
     kernel = server.start_kernel()
