@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from jupyter_kernelpool.errors import KernelPoolError
+from jupyter_kernelpool.health import Verdict
 from jupyter_kernelpool.lifecycle import Move, Record, State
 
 QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -114,6 +115,10 @@ for _cause in ("asked", "died", "limit", "unresponsive"):
     RESTARTS.labels(cause=_cause)
 for _cause in ("wedged", "stopped", "hung"):
     UNRESPONSIVE.labels(cause=_cause)
+for _verdict in Verdict:
+    NUDGES.labels(verdict=_verdict.value)
+for _cause in ("idle", "busy", "age", "memory"):
+    CULLS.labels(cause=_cause)
 for _outcome in ("opened", "failed"):
     CONNECTS.labels(outcome=_outcome)
 for _kind in ("dropped", "write", "incoming"):
