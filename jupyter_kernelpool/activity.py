@@ -12,6 +12,7 @@ from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.output import display_of, size_of
 
 HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
+INTERRUPTED = "KeyboardInterrupt"  # ipykernel's name for it
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -47,7 +48,9 @@ def tell(ledger: Ledger, session: Any, parts: list[Any]) -> str | None:
     state = session.unpack(message[CONTENT]).get("execution_state") if kind == "status" else None
     size = size_of(message[CONTENT:])
     ledger.heard(kind, parent, size, state, time.monotonic(), display_of(kind, message[CONTENT], session.unpack))
-    execution = ledger.find(parent.get("msg_id", "")) if kind == "execute_input" else None
-    if execution is not None:  # not the code itself, nor what could be told from one server to the next
+    execution = ledger.find(parent.get("msg_id", "")) if kind in ("execute_input", "error") else None
+    if execution is not None and kind == "error":
+        execution.interrupted = session.unpack(message[CONTENT])["ename"] == INTERRUPTED
+    elif execution is not None:  # not the code itself, nor what could be told from one server to the next
         execution.code = hash(session.unpack(message[CONTENT])["code"])
     return state

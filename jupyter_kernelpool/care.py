@@ -190,6 +190,8 @@ class Care:
                 log.warning("Kernel %s could not be nudged: %s", kernel_id, error)
             return Verdict.UNKNOWN
         self._unable = 0
+        if reply.seconds is not None:
+            metrics.NUDGE_ROUND_TRIP.observe(reply.seconds)
         if reply.control:
             beside = life.standing.beside or running is True or answers_beside_cells(reply)
             life.standing = replace(life.standing, beside=beside)

@@ -112,6 +112,7 @@ class Chronicle:
     def _listen(self, kernel_id: str, ledger: Ledger) -> None:
         ledger.on_show.append(lambda execution: self._began(kernel_id, execution))
         ledger.on_end.append(lambda execution: self._ended(kernel_id, execution))
+        ledger.on_abort.append(metrics.EXECUTION_ERRORS.labels(kind="aborted").inc)
 
     def _began(self, kernel_id: str, execution: Execution) -> None:
         if execution.subshell is None:
@@ -124,6 +125,8 @@ class Chronicle:
         outcome = outcome_of(execution, life.restarted[0] if life.restarted is not None else "")
         seconds = execution.ran(time.monotonic())
         metrics.EXECUTION.labels(outcome=outcome).observe(seconds)
+        if outcome != "ok":
+            metrics.EXECUTION_ERRORS.labels(kind=kind_of(outcome, execution)).inc()
         metrics.OUTPUT.observe(execution.output)
         self._lookout.watch.ended(outcome, seconds, execution.code, time.time())
         if execution.subshell is None and not execution.lost:
@@ -167,3 +170,10 @@ def outcome_of(execution: Execution, restarted: str = "") -> str:
     if execution.lost or (execution.failed and restarted):  # a restart interrupts first, which may be heard or not
         return "died" if restarted in BY_ITSELF else "cancelled"
     return "error" if execution.failed else "ok"
+
+
+def kind_of(outcome: str, execution: Execution) -> str:
+    """The kind of error of an execution with that *outcome*; not the exception's name: these are any number."""
+    if outcome != "error":
+        return outcome
+    return "interrupted" if execution.interrupted else "exception"

@@ -19,7 +19,8 @@ class Execution:
 
     *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
     not what a front end runs silently by itself. *failed*: it ended with an error, which is the user's. *limit*: for
-    which it is interrupted or ended. *code* stands for what runs, the same for the same source; None if not published.
+    which it is interrupted or ended. *interrupted*: that error is an interrupt's. *code* stands for what runs, the same
+    for the same source; None if not published.
     """
 
     header: dict[str, Any]
@@ -31,6 +32,7 @@ class Execution:
     shown: bool = False
     presumed: bool = False
     failed: bool = False
+    interrupted: bool = False
     limit: str = ""
     quiet_since: float | None = None  # when it last put something out, or was given input; None: never
     code: int | None = None
@@ -70,6 +72,7 @@ class Ledger:
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
         self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
         self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
+        self.on_abort: list[Callable[[], None]] = []  # an execution was answered as not run
         self.expected: dict[str, tuple[dict[str, Any], float]] = {}  # header and time of those not heard of yet
         self._rested_at = 0.0  # until then the main shell did something else
         self._answers = False  # whether the process said anything yet that somebody asked for
@@ -153,6 +156,11 @@ class Ledger:
     def answered(self, msg_id: str) -> None:
         """The kernel has replied to that request."""
         self.expected.pop(msg_id, None)
+
+    def aborted(self) -> None:
+        """A client was told that what it asked for is not run, as after an error in a cell before it."""
+        for listener in list(self.on_abort):
+            listener()
 
     def presume(self, patience: float, now: float, *, engaged: bool = False) -> float | None:
         """Take the first execution that was asked for as begun, if the kernel says nothing for *patience* seconds.

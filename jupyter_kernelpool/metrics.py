@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from jupyter_kernelpool.errors import KernelPoolError
+from jupyter_kernelpool.health import Verdict
 from jupyter_kernelpool.lifecycle import Move, Record, State
 
 QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -48,6 +49,11 @@ KERNELS_GPU_MEMORY = Gauge(
     "jupyter_kernelpool_kernels_gpu_memory_bytes", "Memory of the server's kernels on GPUs, together"
 )
 NUDGES = Counter("jupyter_kernelpool_nudges", "Kernels asked whether they answer, by what they were found", ["verdict"])
+NUDGE_ROUND_TRIP = Histogram(
+    "jupyter_kernelpool_nudge_round_trip_seconds",
+    "Time from asking a kernel on its control channel to its answer",
+    buckets=QUICK,
+)
 ADOPTED = Counter("jupyter_kernelpool_adopted_kernels", "Kernels that ran already, and were adopted")
 EVICTIONS = Counter("jupyter_kernelpool_evictions", "Warm kernels ended unused, by reason", ["why"])
 
@@ -57,6 +63,11 @@ EXECUTION = Histogram(
     "How long cells ran, without waiting for input, by outcome (ok, error, timeout, killed, died, cancelled)",
     ["outcome"],
     buckets=LONG,
+)
+EXECUTION_ERRORS = Counter(
+    "jupyter_kernelpool_execution_errors",
+    "Cells that came to no good end, by kind (exception, interrupted, timeout, killed, died, cancelled, aborted)",
+    ["kind"],
 )
 OUTPUT = Histogram("jupyter_kernelpool_execution_output_bytes", "Output of cells", buckets=SIZES)
 START_FAILURES = Counter("jupyter_kernelpool_start_failures", "Kernels that did not start")
@@ -98,10 +109,16 @@ SLOWNESS = Gauge(
 # A series that begins with its first event is missed by `increase`.
 for _outcome in ("ok", "error", "timeout", "killed", "died", "cancelled"):
     EXECUTION.labels(outcome=_outcome)
+for _kind in ("exception", "interrupted", "timeout", "killed", "died", "cancelled", "aborted"):
+    EXECUTION_ERRORS.labels(kind=_kind)
 for _cause in ("asked", "died", "limit", "unresponsive"):
     RESTARTS.labels(cause=_cause)
 for _cause in ("wedged", "stopped", "hung"):
     UNRESPONSIVE.labels(cause=_cause)
+for _verdict in Verdict:
+    NUDGES.labels(verdict=_verdict.value)
+for _cause in ("idle", "busy", "age", "memory"):
+    CULLS.labels(cause=_cause)
 for _outcome in ("opened", "failed"):
     CONNECTS.labels(outcome=_outcome)
 for _kind in ("dropped", "write", "incoming"):

@@ -15,7 +15,7 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from tornado.websocket import WebSocketClosedError
 
-from jupyter_kernelpool.activity import HEADER, PARENT
+from jupyter_kernelpool.activity import CONTENT, HEADER, PARENT
 from jupyter_kernelpool.edge import Edge
 
 V1 = "v1.kernel.websocket.jupyter.org"
@@ -178,6 +178,8 @@ class Notices:
             self.publish("iopub", "error", error, header)
         else:
             self.say(f"Not run. {evalue}", header)
+            if self.edge is not None:
+                self.edge.ledger(self.kernel_id).aborted()
         status = "error" if ran else "aborted"
         self.publish("shell", "execute_reply", {"status": status, "execution_count": None, **error}, header)
         self.publish("iopub", "status", {"execution_state": "idle"}, header)
@@ -208,18 +210,20 @@ class Notices:
 
     def _note_outgoing(self, channel: str, outgoing_msg: list[Any]) -> None:
         _, parts = self.session.feed_identities(outgoing_msg)
-        self._note_answer(channel, self.session.unpack(parts[HEADER]), self.session.unpack(parts[PARENT]))
+        header, parent = self.session.unpack(parts[HEADER]), self.session.unpack(parts[PARENT])
+        self._note_answer(channel, header, parent, parts[CONTENT])
 
     def _note_written(self, frame: bytes) -> None:
         if channel_of(frame) in ("shell", "stdin"):
             channel, parts = deserialize_msg_from_ws_v1(frame)
-            self._note_answer(channel, json.loads(bytes(parts[0])), json.loads(bytes(parts[1])))
+            self._note_answer(channel, json.loads(bytes(parts[0])), json.loads(bytes(parts[1])), parts[3])
 
-    def _note_answer(self, channel: str, header: dict[str, Any], parent: dict[str, Any]) -> None:
+    def _note_answer(self, channel: str, header: dict[str, Any], parent: dict[str, Any], content: Any) -> None:
         assert self.edge is not None
-        msg_id = parent.get("msg_id", "")
+        msg_id, ledger = parent.get("msg_id", ""), self.edge.ledger(self.kernel_id)
         if channel == "shell":
-            self._awaited.pop(msg_id, None)
-            self.edge.ledger(self.kernel_id).answered(msg_id)
+            ledger.answered(msg_id)
+            if self._awaited.pop(msg_id, None) and json.loads(bytes(content)).get("status") == "aborted":
+                ledger.aborted()
         elif header["msg_type"] == "input_request":
-            self.edge.ledger(self.kernel_id).waits(msg_id, time.monotonic())
+            ledger.waits(msg_id, time.monotonic())

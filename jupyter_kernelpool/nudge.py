@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -60,12 +61,16 @@ class Places:
 
 
 class Reply(NamedTuple):
-    """What answered; *info* is the content of the kernel's reply, *states* what *look* said each time."""
+    """What answered; *info* is the content of the kernel's reply, *states* what *look* said each time.
+
+    *seconds* from the first question until control answered; None where it did not.
+    """
 
     control: bool
     heartbeat: bool
     states: list[str]
     info: dict[str, Any]
+    seconds: float | None
 
 
 def is_nudge(parts: Sequence[Any]) -> bool:
@@ -84,13 +89,13 @@ async def nudge(kernel: Any, waits: Sequence[float], look: Callable[[], Awaitabl
     Raises `zmq.ZMQError` where this process can have no more sockets.
     """
     loop = asyncio.get_running_loop()
-    answered: asyncio.Future[dict[str, Any]] = loop.create_future()
+    answered: asyncio.Future[tuple[dict[str, Any], float]] = loop.create_future()
     beaten = False
     states: list[str] = []
 
     def hear(parts: list[Any]) -> None:
         if not answered.done():
-            answered.set_result(_read(kernel.session, parts))
+            answered.set_result((_read(kernel.session, parts), time.monotonic()))
 
     def beat(_: list[Any]) -> None:
         nonlocal beaten
@@ -103,6 +108,7 @@ async def nudge(kernel: Any, waits: Sequence[float], look: Callable[[], Awaitabl
             control.on_recv(hear)
             heart.on_recv(beat)
             heart.send(b"ping")
+            asked = time.monotonic()
             for wait in waits:
                 request = kernel.session.msg("kernel_info_request")
                 request["header"]["session"] = SESSION
@@ -116,7 +122,10 @@ async def nudge(kernel: Any, waits: Sequence[float], look: Callable[[], Awaitabl
             heart.close(linger=0)
     finally:
         control.close(linger=0)
-    return Reply(answered.done(), beaten, states, answered.result() if answered.done() else {})
+    if not answered.done():
+        return Reply(False, beaten, states, {}, None)
+    info, at = answered.result()
+    return Reply(True, beaten, states, info, at - asked)
 
 
 def _read(session: Any, parts: list[Any]) -> dict[str, Any]:

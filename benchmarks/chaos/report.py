@@ -18,6 +18,9 @@ def make_page(run: Mapping[str, Any], slopes: Iterable[Slope], verdict: Verdict)
         f"# Chaos: {'passed' if verdict.good else 'FAILED'}",
         f"{run['seconds'] / 60:.1f} minutes, {run['kernels']} kernels, {run['clients']} clients, a fault about every "
         f"{run['every']:g} s, seed {run['seed']}, {run['when']}.",
+        "The server's options, beside those of every benchmark: "
+        + ", ".join(f"`{option}`" for option in run["options"])
+        + ".",
         f"{sum(run['outcomes'].values())} executions: {_list(run['outcomes'])}.",
         f"{sum(run['faults'].values())} faults: {_list(run['faults'])}.",
         f"Requests: {_list(run['counts'])}.",

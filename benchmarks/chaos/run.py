@@ -195,6 +195,7 @@ async def run_chaos(plan: Plan, out: Path, say: Callable[[str], None]) -> tuple[
         "when": when,
         "machine": describe_machine(),
         **dataclasses.asdict(plan),
+        "options": [*OPTIONS, *plan.options],  # all that the server had, not only what was asked for
         "seconds": chaos.samples[-1]["at"] - chaos.samples[0]["at"] if chaos.samples else 0.0,
         "outcomes": dict(count_outcomes(journal.executions)),
         "faults": describe(journal.faults),

@@ -14,6 +14,7 @@ from .browsers import browser, execution
 from .conftest import Server, eventually
 from .streams import follow
 from .test_health import NEVER_RETURNS
+from .test_metrics import value
 
 pytestmark = pytest.mark.integration
 
@@ -26,6 +27,15 @@ def model(server: Server, kernel: str) -> Any:
 
 def is_there(server: Server, kernel: str) -> bool:
     return server.call(f"/api/kernels/{kernel}")[0] == 200
+
+
+def culls(server: Server) -> dict[str, float]:
+    """Kernels that were culled, by cause; the causes that there were."""
+    counted = {
+        cause: value(server, "jupyter_kernelpool_culls_total", cause=cause)
+        for cause in ("idle", "busy", "age", "memory", "other")
+    }
+    return {cause: number for cause, number in counted.items() if number}
 
 
 def test_idle_kernel_ends_and_a_connected_one_stays(kp_start: Callable[..., Server]) -> None:
@@ -42,6 +52,7 @@ def test_idle_kernel_ends_and_a_connected_one_stays(kp_start: Callable[..., Serv
         assert is_there(server, watched)
     eventually(lambda: not is_there(server, watched), "nobody is connected any more")
     assert "is culled: it is idle for 2 s" in server.log
+    eventually(lambda: culls(server) == {"idle": 2}, "both are counted")
 
 
 def test_what_a_front_end_does_by_itself_keeps_no_kernel_alive(kp_start: Callable[..., Server]) -> None:
@@ -83,6 +94,7 @@ def test_busy_kernel_and_old_kernel_end_where_that_is_wanted(kp_start: Callable[
         eventually(lambda: not is_there(server, old), "the old one is culled, connected or not")
     assert "is culled: it is busy for 2 s" in server.log
     assert "is culled: it lives for 6 s" in server.log
+    eventually(lambda: culls(server) == {"busy": 1, "age": 1}, "both are counted")
 
 
 def test_kernel_that_is_kept_alive_stays(kp_start: Callable[..., Server]) -> None:
@@ -107,6 +119,7 @@ def test_want_of_memory_ends_idle_kernels_only_the_oldest_first(kp_start: Callab
         eventually(lambda: not is_there(server, first), "the one that is idle for longest goes")
         assert is_there(server, second), "one at a time"
         eventually(lambda: not is_there(server, second), "then the next")
+        eventually(lambda: culls(server) == {"memory": 2}, "both are counted")
         time.sleep(2)
         assert is_there(server, busy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -16,9 +17,11 @@ import pytest
 
 from .browsers import browser, execution, unpack
 from .conftest import Server, eventually
+from .test_metrics import value
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
+P = "jupyter_kernelpool_"
 INTERVAL, TIMEOUT, GRACE = 1.0, 1.0, 1.0
 QUICK = (
     f"--KernelHealth.interval={INTERVAL}",
@@ -110,6 +113,36 @@ def test_stopped_kernel_is_reported_once_and_is_well_again_when_it_goes_on(watch
     assert watched.run(kernel, "print(os.getpid())") == str(pid), "nothing was done to it"
 
 
+def test_nudges_of_a_stopped_kernel_are_counted_and_one_in_ten_is_logged(kp_start: Callable[..., Server]) -> None:
+    server = kp_start(
+        "--KernelHealth.interval=0.2", "--KernelHealth.timeout=0.4", "--KernelHealth.retries=0",
+        "--KernelHealth.backoff=1", "--KernelPool.warm=1",
+    )  # fmt: skip
+    kernel = server.start_kernel()
+    pid = int(server.run(kernel, "import os; print(os.getpid())"))
+    until(server, kernel, "responsive")
+    eventually(lambda: value(server, f"{P}nudges_total", verdict="responsive") >= 3, "it is asked")
+    log = len(server.log)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: model(server, kernel)["health"]["failures"] >= 12, "it is asked again and again", 90)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(server, kernel, "responsive")
+    told = [int(number) for number in re.findall(rf"Kernel {kernel} does not answer \(\w+, (\d+) in", server.log[log:])]
+    assert told[:2] == [1, 11]
+    assert all(number % 10 == 1 for number in told)
+    assert value(server, f"{P}unresponsive_total", cause="stopped") == 1
+    # The server may be asked between a nudge's answer and its verdict.
+    verdicts = ("responsive", "busy", "stopped", "wedged", "hung")
+    nudges = {verdict: value(server, f"{P}nudges_total", verdict=verdict) for verdict in verdicts}
+    assert sum(nudges[verdict] for verdict in ("stopped", "wedged", "hung")) >= 12
+    assert nudges["stopped"] >= 11, "the first one may have begun before"
+    measured = value(server, f"{P}nudge_round_trip_seconds_count")
+    assert nudges["responsive"] + nudges["busy"] <= measured <= nudges["responsive"] + nudges["busy"] + 2
+    assert 0 < value(server, f"{P}nudge_round_trip_seconds_sum") / measured < 0.4, "silence is no round trip"
+
+
 def test_kernel_that_is_stopped_for_moments_is_slow_and_well(watched: Server) -> None:
     kernel = watched.start_kernel()
     pid = int(watched.run(kernel, "import os; print(os.getpid())"))
@@ -159,10 +192,12 @@ def test_clients_hear_nothing_of_nudges(watched: Server) -> None:
 
 def test_kernel_that_holds_the_gil_in_c_is_wedged(watched: Server) -> None:
     kernel = watched.start_kernel()
+    before = value(watched, f"{P}unresponsive_total", cause="wedged")
     with browser(watched, kernel) as tab:
         tab.execute("1")
         tab.send("execute_request", execution(NEVER_RETURNS))
         found = until(watched, kernel, "wedged")
+        assert value(watched, f"{P}unresponsive_total", cause="wedged") == before + 1
         assert found["state"] == "unresponsive"
         assert found["current"] is not None
     assert watched.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204

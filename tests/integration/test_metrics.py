@@ -113,5 +113,5 @@ def test_no_kernel_id_is_a_label(kp_server: Server) -> None:
     labels = {name for line in ours for name in re.findall(r'(\w+)="', line)}
     assert labels <= {
         "recipe", "outcome", "way", "state", "why", "le", "type", "cause", "limit", "operation", "code", "kind",
-        "alert", "of",
+        "alert", "of", "verdict",
     }  # fmt: skip

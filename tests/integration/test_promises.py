@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from .browsers import execution
 from .conftest import Server, eventually, gone
 from .test_clients import Browser, browser, pid_of, unpack
 from .traces import listeners, warm_processes, write_spec
@@ -178,6 +180,18 @@ def end_by_sigterm(server: Server, way: str) -> dict[str, Any]:
         "kernels": [model["id"] == kernel for model in server.call("/api/kernels")[1]],
         "way": told(server, kernel)["way"] == way,
     }
+
+
+def test_cells_of_two_kernels_run_at_the_same_time(kp_server: Server) -> None:
+    kp_server.wait_warm()
+    with browser(kp_server, kp_server.start_kernel()) as one, browser(kp_server, kp_server.start_kernel()) as other:
+        for tab in (one, other):
+            assert tab.execute("import time") == ""
+        began = time.monotonic()
+        cells = [(tab, tab.send("execute_request", execution("time.sleep(2)"))) for tab in (one, other)]
+        for tab, cell in cells:
+            assert tab.until_idle(cell)[0]["status"] == "ok"
+        assert 2 <= time.monotonic() - began < 3.5, "one after the other they would take 4 seconds"
 
 
 def test_sigterm_ends_a_claimed_kernel_as_it_ends_a_cold_one(kp_start: Callable[..., Server]) -> None:

@@ -17,6 +17,7 @@ from .browsers import Browser, browser, execution
 from .conftest import Server, eventually
 from .streams import follow
 from .test_health import GRACE, IGNORES_SIGINT, INTERVAL, NEVER_RETURNS, QUICK, SLEEPS_IN_C, TIMEOUT, model, until
+from .test_metrics import value
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -369,7 +370,10 @@ def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
     finally:
         os.kill(pid, signal.SIGCONT)
     assert until(second, adopted, "responsive")["state"] == "active"
+    assert value(second, "jupyter_kernelpool_adopted_kernels_total") == 1
+    assert value(second, "jupyter_kernelpool_unresponsive_total", cause="hung") == 1
     assert first.run(kernel, "print(os.getpid())") == str(pid), "it is not ours to restart"
+    assert value(first, "jupyter_kernelpool_adopted_kernels_total") == 0
     (outside / "kernel-far.json").unlink()
     eventually(lambda: second.call("/kernelpool/v1/kernels")[1]["kernels"] == [], "it is forgotten")
 

@@ -1,16 +1,15 @@
-"""What an operator is told of real kernels and clients: metrics, alerts, and the file for node_exporter."""
+"""What an operator is told of real kernels and clients: metrics, and the file for node_exporter."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .browsers import browser
+from .browsers import browser, execution
 from .conftest import Server, eventually
 from .test_metrics import value
 
@@ -23,10 +22,11 @@ def executions(server: Server, outcome: str) -> float:
     return value(server, f"{P}execution_seconds_count", outcome=outcome)
 
 
-def alert(server: Server, name: str) -> dict[str, Any]:
-    status, answer = server.call("/kernelpool/v1/alerts")
-    assert status == 200
-    return dict(next(one for one in answer["alerts"] if one["name"] == name))
+def errors(server: Server) -> dict[str, float]:
+    """Those cells that came to no good end, by kind; the kinds that there were."""
+    kinds = ("exception", "interrupted", "timeout", "killed", "died", "cancelled", "aborted")
+    counted = {kind: value(server, f"{P}execution_errors_total", kind=kind) for kind in kinds}
+    return {kind: number for kind, number in counted.items() if number}
 
 
 def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -> None:
@@ -54,6 +54,32 @@ def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -
     assert {one: executions(server, one) for one in ("ok", "error", "timeout", "killed", "died", "cancelled")} == {
         "ok": 1, "error": 1, "timeout": 1, "killed": 0, "died": 1, "cancelled": 1,
     }  # fmt: skip
+    assert errors(server) == {"exception": 1, "timeout": 1, "died": 1, "cancelled": 1}
+
+
+def test_errors_that_are_no_exceptions_are_told_from_those(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelHealth.recovery=never", "--KernelLimits.output=10k")
+    server.wait_warm()
+    kernel = server.start_kernel()
+    with browser(server, kernel) as tab:
+        first = tab.send("execute_request", execution("import time; print('runs', flush=True); time.sleep(30)"))
+        behind = tab.send("execute_request", execution("2 + 2"))
+        while tab.receive()["header"]["msg_type"] != "stream":
+            pass
+        assert server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
+        assert tab.until_idle(first)[0]["ename"] == "KeyboardInterrupt"
+        assert tab.until_idle(behind)[0]["status"] == "aborted"
+        eventually(lambda: errors(server) == {"interrupted": 1, "aborted": 1}, "the interrupt and what it cost")
+        assert tab.execute("raise ValueError('KeyboardInterrupt')") == "ValueError"
+        eventually(lambda: errors(server).get("exception") == 1, "an exception")
+        tab.execute("while True: print('x' * 100)")
+        eventually(lambda: errors(server).get("killed") == 1, "ended for a limit")
+        tab.send("execute_request", execution("import os, time; time.sleep(0.5); os._exit(1)"))
+        eventually(lambda: errors(server).get("died") == 1, "the process ended")
+        eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "dead", "it stays dead")
+        assert tab.ask("execute_request", execution("3 + 3"))["status"] == "aborted"
+    assert errors(server) == {"interrupted": 1, "aborted": 2, "exception": 1, "killed": 1, "died": 1}
+    assert executions(server, "error") == 2, "of which one was interrupted"
 
 
 def test_forks_checkpoints_and_restores_are_measured_and_refusals_counted(kp_server: Server) -> None:
@@ -99,65 +125,19 @@ def test_websockets_are_counted_from_their_opening_to_their_end(kp_start: Callab
     assert now("connects_total", outcome="failed") == 0
 
 
-def test_reconnects_of_one_session_fire_beyond_three_and_restarts_are_pardoned(kp_start: Callable[..., Server]) -> None:
-    server = kp_start()
-    kernel = server.start_kernel()
+def test_a_message_that_cannot_be_read_is_counted(kp_server: Server) -> None:
+    def counted() -> float:
+        return value(kp_server, f"{P}websocket_errors_total", kind="incoming")
 
-    def connect() -> None:
-        with browser(server, kernel, session="tab") as tab:
-            assert tab.execute("1 + 1") == "2"
-
-    for _ in range(4):
-        connect()
-    assert (alert(server, "reconnects")["firing"], alert(server, "reconnects")["value"]) == (False, 3)
-    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
-    connect()
-    assert alert(server, "reconnects")["value"] == 3
-    kernel = server.start_kernel()
-    for _ in range(5):
-        connect()
-    assert (alert(server, "reconnects")["firing"], alert(server, "reconnects")["value"]) == (True, 4)
-    assert value(server, f"{P}alert_firing", alert="reconnects") == 1
-    assert value(server, f"{P}session_reconnects") == 4
-    assert "Alert reconnects: 4, more than 3" in server.log
-
-
-@pytest.mark.timeout(120)
-def test_kernels_that_die_fire_and_users_errors_never_do(kp_start: Callable[..., Server]) -> None:
-    server = kp_start("--KernelAlerts.least=10")
-    server.wait_warm()
-    kernel = server.start_kernel()
-    with browser(server, kernel) as tab:
-        for _ in range(9):
-            assert tab.execute("1/0") == "ZeroDivisionError"
-    eventually(lambda: executions(server, "error") == 9, "nine errors")
-
-    def die(count: int) -> None:
-        server.client(kernel).execute("import os, time; time.sleep(0.5); os._exit(1)")
-        eventually(lambda: value(server, f"{P}restarts_total", cause="died") == count, "it is back")
-
-    die(1)
-    found = alert(server, "execution_failures")
-    assert (found["firing"], found["value"], found["since"]) == (False, 0.1, None)
-    die(2)
-    found = alert(server, "execution_failures")
-    assert (found["firing"], found["value"]) == (True, pytest.approx(2 / 11))
-    assert found["since"] is not None
-
-
-def test_cells_that_take_longer_than_they_did_fire(kp_start: Callable[..., Server]) -> None:
-    server = kp_start("--KernelAlerts.least=1")
-    kernel = server.start_kernel()
-    code = "import time, pathlib; time.sleep(float(pathlib.Path('seconds').read_text()))"
-    with browser(server, kernel) as tab:
-        for seconds, times, fires in ((0.3, 6, False), (3.0, 1, True)):
-            (server.root / "seconds").write_text(str(seconds))
-            for _ in range(times):
-                tab.execute(code)
-            eventually(lambda fires=fires: alert(server, "slow_executions")["value"], "a ratio")
-            found = alert(server, "slow_executions")
-            assert found["firing"] is fires, found
-    assert code not in server.log
+    kernel, before = kp_server.start_kernel(), counted()
+    with browser(kp_server, kernel) as tab:
+        assert tab.execute("1 + 1") == "2"
+        assert counted() == before
+        tab.socket.send("text, where the protocol has none")
+        eventually(lambda: counted() == before + 1, "it is counted")
+    with browser(kp_server, kernel) as tab:
+        assert tab.execute("2 + 2") == "4", "the kernel has nothing to do with that"
+    assert counted() == before + 1
 
 
 def test_metrics_file_is_there_while_the_server_is(kp_start: Callable[..., Server], tmp_path: Path) -> None:

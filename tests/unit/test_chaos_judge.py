@@ -25,7 +25,7 @@ from benchmarks.chaos.judge import (
     measure_slope,
 )
 from benchmarks.chaos.report import make_page
-from benchmarks.chaos.run import find_tracebacks
+from benchmarks.chaos.run import OPTIONS, find_tracebacks
 from benchmarks.chaos.samples import count_fds
 
 FDS = Limit("server_fds", "", 24)
@@ -139,11 +139,14 @@ def test_page_says_what_was_found() -> None:
     run = {
         "seconds": 1800, "kernels": 50, "clients": 20, "every": 2.5, "seed": 7, "when": "today", "outcomes": {"ok": 9},
         "faults": {"kill": 3}, "counts": {}, "odd": [], "before": {"processes": 4.0}, "after": {"processes": 5.0},
+        "options": [*OPTIONS, "--KernelPool.warm=3"],
     }  # fmt: skip
     page = make_page(run, judge_slopes(samples(100), 1800, verdict), verdict)
     assert page.startswith("# Chaos: FAILED")
     assert "| server_fds | 125 | 150 | +100.0 ± 0.0 | 24 | leaks |" in page
     assert "processes 4 → 5" in page
+    assert "`--KernelRestarter.restart_limit=1000`, `--Session.digest_history_size=1000`" in page
+    assert "`--KernelPool.warm=3`." in page
     assert "## Lost: 1\n\n- x1 (sum)" in page
 
 

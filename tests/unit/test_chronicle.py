@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import REGISTRY
 
-from jupyter_kernelpool.chronicle import Chronicle, outcome_of
+from jupyter_kernelpool.chronicle import Chronicle, kind_of, outcome_of
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.ledger import Execution
@@ -222,6 +222,38 @@ def test_a_cell_whose_kernel_was_ended_for_a_limit_ended_for_that(told, limit, e
     told.breach(limit, "killed")
     told.edge.give_up("k", "KernelKilled", "memory")
     assert new_outcomes(before) == [ended]
+
+
+@pytest.mark.parametrize(
+    "outcome, interrupted, kind",
+    [
+        ("error", False, "exception"),
+        ("error", True, "interrupted"),
+        ("timeout", True, "timeout"),
+        ("killed", True, "killed"),
+        ("cancelled", True, "cancelled"),
+        ("died", False, "died"),
+    ],
+)
+def test_an_interrupt_is_a_kind_of_error_unless_something_else_was_behind_it(outcome, interrupted, kind):
+    assert kind_of(outcome, Execution({}, 0.0, failed=True, interrupted=interrupted)) == kind
+
+
+def test_errors_are_counted_by_kind_and_good_ends_are_not(told):
+    kinds = ("exception", "interrupted", "timeout", "killed", "died", "cancelled", "aborted")
+
+    def counted():
+        return [count("jupyter_kernelpool_execution_errors_total", kind=kind) for kind in kinds]
+
+    before = counted()
+    told.cell("busy")
+    told.cell("idle")
+    assert counted() == before
+    told.cell("busy", number=2)
+    told.cell(None, "error", number=2)
+    told.cell("idle", number=2)
+    told.edge.ledger("k").aborted()
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 0, 0, 0, 0, 0, 1]
 
 
 def test_an_error_of_the_user_is_blamed_on_nobody():
