@@ -405,6 +405,8 @@ def test_bwrap_kernel_is_held_to_its_memory_and_ends_with_the_reason(
     assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
     with browser(server, kernel) as page:
         assert page.execute("1 + 1") == "2"
+        inside = page.execute("os = __import__('os'); print(os.readlink('/proc/self/ns/mnt'))")
+        assert inside != namespace("mnt")
 
 
 @pytest.mark.slow
