@@ -40,7 +40,7 @@ class Channels:
         Raises `RuntimeError` when the code raised or the websocket closed, and `TimeoutError` when
         the reply came but IOPub stayed silent for *lost_after* seconds.
         """
-        sent = await self._send(code)
+        sent = await self.send(code)
         replied = idle = False
         result = ""
         while not (replied and idle):
@@ -74,11 +74,8 @@ class Channels:
                 return result, again
         raise AssertionError("unreachable")
 
-    def close(self) -> None:
-        """Close the websocket."""
-        self._connection.close()
-
-    async def _send(self, code: str) -> str:
+    async def send(self, code: str) -> str:
+        """Ask for *code* to be run, and don't wait for it; the id of the request."""
         message_id = uuid.uuid4().hex
         header = {
             "msg_id": message_id,
@@ -98,6 +95,10 @@ class Channels:
         }
         await self._connection.write_message(encode("shell", header, content), binary=True)
         return message_id
+
+    def close(self) -> None:
+        """Close the websocket."""
+        self._connection.close()
 
     async def _read(self, timeout: float | None) -> bytes:
         message = await asyncio.wait_for(asyncio.ensure_future(self._connection.read_message()), timeout)

@@ -146,6 +146,64 @@ def _hub() -> list[Figure]:
     return figures
 
 
+def _held() -> list[Figure]:
+    """What each enforcer costs and holds: each hog has a goal of its own, one of them is shown."""
+    figures = []
+    hogs = {"memory": "fills the memory", "forks": "forks", "loop": "computes", "printer": "prints"}
+    for enforcer in ("cgroup", "watchdog"):
+        measure, by = f"held_{enforcer}", f"by `{enforcer}`"
+        figures += [
+            Figure(
+                f"holding {{live}} idle kernels to limits {by}, one of them near its memory",
+                measure,
+                tuple(
+                    Goal(f"{which}< 1 % of a core", side, Bound.AT_MOST, 0.01)
+                    for side, which in (("near", ""), ("limited", "none near "))
+                ),
+                value="overhead",
+                unit=Unit.CORES,
+                stock=None,
+                ours="near",
+                floor="limited",
+                floor_is="none near",
+            ),
+            Figure(
+                f"`1+1` beside a kernel that {', '.join(hogs.values())} without end, held {by}",
+                measure,
+                tuple(
+                    Goal(f"{hog} ≤ 2 ×", hog, Bound.AT_MOST, 2, under="quiet", ratio_to=f"without it ({hog})")
+                    for hog in hogs
+                ),
+                stock=None,
+                ours="loop",
+                floor="quiet",
+                floor_is="without it",
+            ),
+            Figure(
+                f"cores of the one that computes and may use 80 % of one, {by}",
+                measure,
+                (Goal("≤ 80 % of a core", "loop", Bound.AT_MOST, 0.8),),
+                value="cores",
+                unit=Unit.CORES,
+                stock=None,
+                ours="loop",
+            ),
+            Figure(
+                f"memory that the server has more at most while one prints without a client, {by}",
+                measure,
+                tuple(
+                    Goal(f"{hog} ≤ 64 MB", hog, Bound.AT_MOST, 64 * 2**20, statistic="max") for hog in reversed(hogs)
+                ),
+                value="grown",
+                unit=Unit.BYTES,
+                statistic="max",
+                stock=None,
+                ours="printer",
+            ),
+        ]
+    return figures
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure(
         "`POST /api/sessions` → first result",
@@ -249,6 +307,7 @@ FIGURES: tuple[Figure, ...] = (
         floor="quiet",
         floor_is="without it",
     ),
+    *_held(),
     Figure(
         "claim (`POST /api/kernels`) beside a hung kernel, the next warm one hung, too",
         "hung",

@@ -63,6 +63,22 @@ class Variant:
     """Further server extensions: module name → source."""
 
 
+def _held_by(*enforcers: str) -> Variant:
+    """Every limit there is, none of which an idle kernel comes near, held by these enforcers."""
+    return Variant(
+        extension=True,
+        options=(
+            *(f"--KernelLimits.enforcers=jupyter_kernelpool.limits.{name}" for name in enforcers),
+            "--KernelLimits.memory=600M",
+            "--KernelLimits.cpu=0.8",
+            "--KernelLimits.processes=100",
+            "--KernelLimits.open_files=512",
+            "--KernelLimits.output=10M",
+            "--KernelLimits.grace=1.5",
+        ),
+    )
+
+
 VARIANTS: Mapping[str, Variant] = {
     "stock": Variant(extension=False),
     "nodelay": Variant(extension=False, extensions={"kp_bench_nodelay": NODELAY}),
@@ -78,6 +94,8 @@ VARIANTS: Mapping[str, Variant] = {
             "--KernelLimits.open_files=512",
         ),
     ),
+    "ours+cgroup": _held_by("cgroup.CgroupEnforcer", "rlimit.RlimitEnforcer"),
+    "ours+watchdog": _held_by("rlimit.RlimitEnforcer", "watchdog.WatchdogEnforcer"),
     # Machines are always busier than 0: nothing is made ahead of demand, while the template lives.
     "ours+empty": Variant(extension=True, options=("--KernelPool.warm=0", "--KernelPool.busy_cores=0"), warm=0),
     # Its templates go after seconds, not minutes, and are made on a busy machine, too: what is left is the same.

@@ -46,7 +46,7 @@ def find_fences(mounts: Mounts) -> list[Fence]:
     memory = [limit for folder, name, _ in _memory_folders(mounts) if (limit := _limit(f"{folder}/{name}")) is not None]
     if memory:
         found.append(Fence("memory", f"{human('memory', min(memory))} for the server and its kernels"))
-    cores = [each for folder in _upwards(mounts.unified, mounts.unified_top) if (each := _cores(folder)) is not None]
+    cores = list(_cores(mounts))
     if cores:
         found.append(Fence("cpu", f"{human('cpu', min(cores))} for the server and its kernels"))
     tasks = [
@@ -85,9 +85,16 @@ def _limit(path: str) -> int | None:
     return int(text) if text.isdigit() and int(text) < UNLIMITED else None
 
 
-def _cores(folder: str) -> float | None:
-    quota, _, period = readable(f"{folder}/cpu.max").strip().partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+def _cores(mounts: Mounts) -> Iterator[float]:
+    """The quota of each group that has one, in cores."""
+    shares = [readable(f"{folder}/cpu.max").split() for folder in _upwards(mounts.unified, mounts.unified_top)]
+    shares += [
+        [readable(f"{folder}/cpu.cfs_{each}_us").strip() for each in ("quota", "period")]
+        for folder in _upwards(mounts.legacy.get("cpu"), "")
+    ]
+    for share in shares:
+        if len(share) == 2 and all(part.isdigit() for part in share):  # "max" in version 2, -1 in version 1: none
+            yield int(share[0]) / int(share[1])
 
 
 def _unit(mounts: Mounts) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from benchmarks.measures.burst import measure_burst
 from benchmarks.measures.checkpoints import measure_checkpoint, measure_restore, measure_undo_points
 from benchmarks.measures.fork import FORKS
+from benchmarks.measures.held import HELD
 from benchmarks.measures.hub import measure_hub
 from benchmarks.measures.hung import measure_hung
 from benchmarks.measures.limits import measure_limits
@@ -39,6 +40,7 @@ MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
     "burst": measure_burst,
     "scale": measure_scale,
     "limits": measure_limits,
+    **HELD,
     "hung": measure_hung,
     "hub": measure_hub,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 
@@ -58,17 +58,22 @@ def use_of(before: Mapping[int, float], after: Mapping[int, float]) -> float:
     return sum(used - before.get(pid, 0.0) for pid, used in after.items())
 
 
+def cpu_seconds_of(pids: Iterable[int]) -> dict[int, float]:
+    """CPU seconds of each of these processes so far, by id; finer than /proc's ticks."""
+    return {pid: time.clock_gettime(_cpu_clock(pid)) for pid in pids}
+
+
 async def _look_at(servers: Sequence[Server], prefix: str, seconds: float) -> list[Row]:
     """A row for each server, all over the same *seconds*."""
     await asyncio.sleep(QUIET)
     began = time.perf_counter()
-    before = [_cpu_seconds(server) for server in servers]
+    before = [cpu_seconds_of(_pids(server)) for server in servers]
     await asyncio.sleep(seconds)
     took = time.perf_counter() - began
     rows = []
     for server, used_before in zip(servers, before, strict=True):
-        used = use_of(used_before, _cpu_seconds(server))
         pids = _pids(server)
+        used = use_of(used_before, cpu_seconds_of(pids))
         memory = sum(read_memory(pid)["pss"] for pid in pids)
         rows.append({f"{prefix}_memory": memory, f"{prefix}_cpu": used / took, f"{prefix}_processes": len(pids)})
     return rows
@@ -95,11 +100,6 @@ async def _wait_until_at_rest(server: Server) -> None:
 
 def _pids(server: Server) -> list[int]:
     return [server.pid, *(process.pid for process in psutil.Process(server.pid).children(recursive=True))]
-
-
-def _cpu_seconds(server: Server) -> dict[int, float]:
-    """CPU seconds of each of the server's processes so far, by id; finer than /proc's ticks."""
-    return {pid: time.clock_gettime(_cpu_clock(pid)) for pid in _pids(server)}
 
 
 def _cpu_clock(pid: int) -> int:

@@ -94,6 +94,8 @@ class Server:
                 command, cwd=self.root, env=env, stdout=log, stderr=log, start_new_session=True
             )
         eventually(self._answers, "the server answers")
+        # traitlets warns of it and goes on: a test of what it was to set would be one of the default.
+        assert "not recognized by" not in self.log, self.log
 
     def _answers(self) -> bool:
         assert self.process is not None

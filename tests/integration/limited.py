@@ -133,6 +133,24 @@ def hearing(server: Server) -> Iterator[Heard]:
             thread.join()
 
 
+def limited(server: Server, **limits: Any) -> str:
+    """A kernel with these limits."""
+    kernel = server.start_kernel()
+    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": limits})
+    assert status == 200, model
+    return kernel
+
+
+def model_of(server: Server, kernel: str) -> dict[str, Any]:
+    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}")
+    assert status == 200, model
+    return dict(model)
+
+
+def pid_of(server: Server, kernel: str) -> int:
+    return int(model_of(server, kernel)["pid"])
+
+
 def tree_of(pid: int) -> list[psutil.Process]:
     """The process and all that descend from it."""
     with contextlib.suppress(psutil.Error):

@@ -12,6 +12,7 @@ from jupyter_client.connect import write_connection_file
 
 from .browsers import browser, execution
 from .conftest import Server, eventually
+from .limited import hearing
 from .streams import follow
 from .test_health import NEVER_RETURNS
 from .test_metrics import value
@@ -238,6 +239,31 @@ def test_kernel_that_the_server_only_watches_has_no_end_ahead(kp_start: Callable
     (adopted,) = {one["id"] for one in server.call("/kernelpool/v1/kernels")[1]["kernels"]} - {ours}
     assert model(server, ours)["cull"]["at"] is not None
     assert (model(server, adopted)["cull"]["at"], model(server, adopted)["cull"]["why"]) == (None, None)
+
+
+def test_owned_kernel_begins_anew_at_the_age_that_its_owner_asked_for_and_not_within_a_cell(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start(*CULLS)
+    server.wait_warm()
+    wanted, other = server.start_kernel(), server.start_kernel()
+    with hearing(server) as heard, browser(server, wanted) as tab, browser(server, other) as neighbour:
+        for each in (tab, neighbour):
+            assert each.execute("x = 1; print(x)") == "1"
+        pids = [model(server, kernel)["pid"] for kernel in (wanted, other)]
+        request = tab.send("execute_request", execution("import time; time.sleep(4); print(x)"))
+        status, answer = server.call(f"/kernelpool/v1/kernels/{wanted}", "PATCH", {"recycle": {"age": 1}})
+        assert (status, answer["cull"]["recycle"]) == (200, {"age": 1, "memory": None})
+        reply, published = tab.until_idle(request)
+        assert reply["status"] == "ok", "a cell is not torn"
+        assert [one["content"]["text"] for one in published if one["header"]["msg_type"] == "stream"] == ["1\n"]
+        eventually(lambda: model(server, wanted)["pid"] != pids[0], "it has begun anew")
+        assert server.call(f"/kernelpool/v1/kernels/{wanted}", "PATCH", {"recycle": {"age": 0}})[0] == 200
+        eventually(lambda: tab.execute("'x' in globals()") == "False", "the open connection goes on")
+        assert neighbour.execute("print(x)") == "1"
+        assert model(server, other)["pid"] == pids[1]
+        event = eventually(lambda: heard.of(wanted, "restarted"), "it is told")[0]
+        assert (event["cause"], event["reason"]) == ("renewed", "its owner wants it anew after 1 s")
 
 
 def test_wrong_wishes_are_refused(kp_server: Server) -> None:

@@ -113,6 +113,35 @@ def test_kernels_older_than_max_warm_age_are_replaced(kp_start: Callable[..., Se
     assert server.run(server.start_kernel(), "print(1)") == "1"
 
 
+GROWS_WHEN_TOLD = """
+import os, threading, time
+def watch():
+    while not os.path.exists(os.path.join({folder!r}, str(os.getpid()))):
+        time.sleep(0.1)
+    os.grown = b"x" * (200 << 20)
+os.register_at_fork(after_in_child=lambda: threading.Thread(target=watch, daemon=True).start())
+"""
+
+
+@pytest.mark.slow  # warm kernels are measured every half minute
+def test_warm_kernel_larger_than_max_warm_memory_is_replaced(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    grows = GROWS_WHEN_TOLD.format(folder=str(tmp_path))
+    server = kp_start("--KernelPool.max_warm_memory=100M", f"--KernelPool.init_code={grows}")
+    server.wait_warm()
+    large, small = warm_processes(server)
+    (tmp_path / str(large.pid)).touch()
+    eventually(lambda: gone([large]), "the large one ended", 75)
+    assert not gone([small]), "which uses less than that"
+    server.wait_warm()
+    evicted = [line for line in server.call("/metrics")[1].splitlines() if "larger than max_warm_memory" in line]
+    assert [float(line.split()[-1]) for line in evicted if "evictions_total" in line] == [1.0]
+    hits = server.hit()
+    kernels = [server.start_kernel(), server.start_kernel()]
+    assert server.hit() == hits + 2
+    for kernel in kernels:
+        assert server.run(kernel, "import os; print(hasattr(os, 'grown'))") == "False"
+
+
 def test_removed_kernelspec_answers_as_stock_and_keeps_nothing_warm(
     kp_start: Callable[..., Server], tmp_path: Path
 ) -> None:

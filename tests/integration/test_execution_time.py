@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from jupyter_client import BlockingKernelClient
 
 from .browsers import Browser, browser, execution
 from .conftest import Server, eventually, gone
+from .limited import hearing
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -68,7 +70,7 @@ def pid_of(tab: Browser) -> int:
 
 
 def test_cell_ends_at_its_time_and_its_kernel_goes_on_with_its_variables(kp_limited: Server, kernel: str) -> None:
-    with browser(kp_limited, kernel) as tab:
+    with hearing(kp_limited) as heard, browser(kp_limited, kernel) as tab:
         tab.execute("kept = 42")
         began = time.monotonic()
         reply, published = tab.until_idle(tab.send("execute_request", execution("import time; time.sleep(60)")))
@@ -77,10 +79,20 @@ def test_cell_ends_at_its_time_and_its_kernel_goes_on_with_its_variables(kp_limi
         assert "2 s allowed. Interrupted" in text_of(published)
         assert "of 2 s used" in text_of(published), "warned before"
         assert tab.execute("kept, 1 + 1") == "(42, 2)"
+        eventually(lambda: heard.of(kernel, "breached"), "it is told")
     found = breach(kp_limited, kernel)
     assert (found["limit"], found["allowed"], found["outcome"]) == ("execution_timeout", 2.0, "interrupted")
     assert found["seen"] >= ALLOWED
     assert not found["state_lost"]
+    (warned,), (breached,) = heard.of(kernel, "warned"), heard.of(kernel, "breached")
+    assert (warned["limit"], warned["allowed"]) == ("execution_timeout", ALLOWED)
+    assert warned["reason"] in text_of(published)
+    assert (breached["limit"], breached["outcome"], breached["state_lost"]) == (
+        "execution_timeout",
+        "interrupted",
+        False,
+    )
+    assert re.fullmatch(r"execution timeout limit: \S+ s used, 2 s allowed", breached["reason"])
 
 
 def test_cell_within_its_time_is_told_nothing(kp_limited: Server, kernel: str) -> None:

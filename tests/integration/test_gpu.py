@@ -121,13 +121,15 @@ def test_memory_on_the_gpu_and_reserved_addresses_are_not_taken_for_a_kernels_me
     kp_start: Callable[..., Server],
 ) -> None:
     """CUDA reserves hundreds of gigabytes of addresses and pins memory; a limit must not count those."""
-    server = kp_start("--KernelPool.limits={'memory': '3GB'}")
+    server = kp_start("--KernelLimits.memory=3G")
     server.wait_warm(1)
     kernel = server.start_kernel()
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["limits"]["memory"] == 3 * GIB
     client = server.client(kernel)
     code = "import torch\nx = torch.zeros(1 << 30, device='cuda')\ntorch.cuda.synchronize()\nprint(x.nbytes)"
     assert server.run(client, code) == str(4 * GIB)
     told = usage(server, kernel)
     assert told["gpu"][0]["memory"] > 4 * GIB
-    assert told["memory"]["private"] < 3_000_000_000
+    assert told["memory"]["private"] < 3 * GIB
     assert server.run(client, COMPUTE) == COMPUTED
+    assert server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["breach"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,20 @@ import pytest
 
 from .browsers import browser, execution
 from .conftest import Server, eventually
-from .limited import ENFORCERS, MB, cores_of, hearing, run, session_of, tree_of, undisturbed
+from .limited import (
+    ENFORCERS,
+    MB,
+    Heard,
+    cores_of,
+    hearing,
+    limited,
+    model_of,
+    pid_of,
+    run,
+    session_of,
+    tree_of,
+    undisturbed,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -92,24 +106,6 @@ def kp_start_limiting(request: pytest.FixtureRequest, kp_start: Callable[..., Se
     return lambda *options: kp_start(*ENFORCERS[request.param], *options)
 
 
-def limited(server: Server, **limits: Any) -> str:
-    """A kernel with these limits."""
-    kernel = server.start_kernel()
-    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}", "PATCH", {"limits": limits})
-    assert status == 200, model
-    return kernel
-
-
-def model_of(server: Server, kernel: str) -> dict[str, Any]:
-    status, model = server.call(f"/kernelpool/v1/kernels/{kernel}")
-    assert status == 200, model
-    return dict(model)
-
-
-def pid_of(server: Server, kernel: str) -> int:
-    return int(model_of(server, kernel)["pid"])
-
-
 def assert_dead_for(server: Server, kernel: str, limit: str, pid: int) -> dict[str, Any]:
     """It is dead, says why everywhere, stays so though it would be restarted otherwise, and has left nothing."""
     eventually(lambda: model_of(server, kernel)["breach"], "the breach is told")
@@ -149,7 +145,7 @@ def test_two_gigabytes_under_600_mb_end_the_kernel_and_its_children_with_the_rea
         assert "600 MB allowed" in cell.stderr
         # It was looked at just above the limit, and stopped when it was asked; or a child alone was ended.
         if cell.error in ("KeyboardInterrupt", "TimeoutError") or cell.reply["status"] == "ok":
-            assert_stopped(kp_limiting, kernel, pid)
+            assert_stopped(kp_limiting, kernel, pid, heard)
             return
         assert (cell.reply["status"], cell.reply["ename"], cell.error) == ("error", "KernelKilled", "KernelKilled")
         assert "memory limit" in cell.reply["evalue"]
@@ -158,16 +154,24 @@ def test_two_gigabytes_under_600_mb_end_the_kernel_and_its_children_with_the_rea
         assert model["breach"]["seen"] < 2600 * MB
         eventually(lambda: heard.of(kernel, "dead"), "it is told that the kernel is dead")
     assert heard.of(kernel, "breached")[-1]["outcome"] == "killed"
+    assert heard.of(kernel, "breached")[-1]["reason"] == model["reason"] == cell.reply["evalue"]
     assert {event["limit"] for event in heard.of(kernel, "breached")} == {"memory"}
     assert_restarts(kp_limiting, kernel)
 
 
-def assert_stopped(server: Server, kernel: str, pid: int) -> None:
-    """It uses little again, without any of what it began, and is left alone."""
+def assert_stopped(server: Server, kernel: str, pid: int, heard: Heard) -> None:
+    """It uses little again, without any of what it began, and is left alone; what was done is told everywhere."""
     time.sleep(3)
-    assert model_of(server, kernel)["breach"]["outcome"] in ("interrupted", "child_killed")
+    breach = model_of(server, kernel)["breach"]
+    assert breach["outcome"] in ("interrupted", "child_killed")
+    assert (breach["limit"], breach["allowed"], breach["state_lost"]) == ("memory", 600 * MB, False)
     assert (pid_of(server, kernel), model_of(server, kernel)["execution_state"]) == (pid, "idle")
     assert session_of(pid) == [pid]
+    assert not heard.of(kernel, "dead")
+    for event in heard.of(kernel, "breached"):
+        assert event["outcome"] in ("interrupted", "child_killed")
+        assert re.fullmatch(r"memory limit: \S+ [MG]B used, 600 MB allowed", event["reason"]), event
+    assert heard.of(kernel, "breached")[-1]["outcome"] == breach["outcome"]
 
 
 def test_what_a_dead_kernel_is_asked_is_answered_and_not_run_after_its_restart(
@@ -269,14 +273,44 @@ def test_memory_that_a_kernel_shares_with_its_template_is_not_its_own(kp_start_l
 def test_fork_bomb_ends_with_all_its_processes(kp_limiting: Server) -> None:
     kernel = limited(kp_limiting, processes=100)
     pid = pid_of(kp_limiting, kernel)
-    with undisturbed(kp_limiting), browser(kp_limiting, kernel) as page:
+    with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         cell = run(page, FORKS)
-        # NotAnswered: IPython's own traceback can fail where no process is to be had; ipykernel then sends no reply.
-        assert cell.reply["ename"] in ("KernelKilled", "BlockingIOError", "NotAnswered"), cell
+        assert re.search(r"processes limit: \d+ used, 100 allowed\. ", cell.stderr), cell
+        time.sleep(2)  # longer than its grace: what is told now is how it ended
+        breach = model_of(kp_limiting, kernel)["breach"]
+        assert (breach["limit"], breach["allowed"], breach["seen"] > 100) == ("processes", 100, True)
         eventually(lambda: len(session_of(pid)) < 100, "no more than allowed are left")
-    if cell.reply["ename"] == "KernelKilled":
-        assert_dead_for(kp_limiting, kernel, "processes", pid)
-        assert_restarts(kp_limiting, kernel)
+        if breach["outcome"] == "killed":
+            assert (cell.reply["ename"], cell.error) == ("KernelKilled", "KernelKilled")
+            assert_dead_for(kp_limiting, kernel, "processes", pid)
+            assert_restarts(kp_limiting, kernel)
+        else:  # the next process was refused, and what ran was interrupted
+            assert (breach["outcome"], breach["state_lost"]) == ("interrupted", False)
+            assert "Interrupted; the kernel is ended if that does not help" in cell.stderr
+            # NotAnswered: IPython's traceback can fail where no process is to be had; ipykernel then sends no reply.
+            assert cell.reply["ename"] in ("BlockingIOError", "KeyboardInterrupt", "NotAnswered"), cell
+            assert page.execute("1+1") == "2"
+    told = heard.of(kernel, "breached")
+    assert {event["limit"] for event in told} == {"processes"}
+    assert told[-1]["outcome"] == breach["outcome"]
+    assert all(re.fullmatch(r"processes limit: \d+ used, 100 allowed", event["reason"]) for event in told)
+    assert kp_limiting.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
+    eventually(lambda: not session_of(pid), "nothing of it is left")
+
+
+def test_kernel_near_its_processes_is_warned_once_and_goes_on(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, processes=100)
+    threads = "import threading\nover = threading.Event()\nwhile threading.active_count() < 88:\n"
+    threads += "    threading.Thread(target=over.wait, daemon=True).start()\n"
+    with hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        cell = run(page, threads + "import time; time.sleep(3)")
+        assert cell.reply["status"] == "ok"
+        assert re.fullmatch(r"Processes: [89]\d of 100 used\.\n", cell.stderr), cell
+        assert page.execute("over.set(); 1+1") == "2"
+    (warned,) = heard.of(kernel, "warned")
+    assert (warned["limit"], warned["allowed"], 80 <= warned["seen"] < 100) == ("processes", 100, True)
+    assert warned["reason"] == cell.stderr.strip()
+    assert not heard.of(kernel, "breached")
 
 
 def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_limiting: Server) -> None:
@@ -293,6 +327,24 @@ def test_leak_of_files_is_an_error_in_its_cell_and_new_clients_can_connect(kp_li
     assert pid_of(kp_limiting, kernel) == pid
     assert [event["outcome"] for event in heard.of(kernel, "breached")] == ["refused"]
     assert model_of(kp_limiting, kernel)["breach"]["limit"] == "open_files"
+
+
+def test_kernel_near_its_open_files_is_warned_before_one_is_refused(kp_limiting: Server) -> None:
+    kernel = limited(kp_limiting, open_files=256)
+    slowly = (
+        "import os, time\nfiles = []\nwhile len(os.listdir('/proc/self/fd')) < 220: files.append(open('/dev/null'))\n"
+    )
+    with hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
+        cell = run(page, slowly + "time.sleep(3)")
+        assert cell.reply["status"] == "ok"
+        assert re.fullmatch(r"Open files: 2\d\d of 256 used\.\n", cell.stderr), cell
+        assert run(page, LEAKS.replace("files = []\n", "")).reply["ename"] == "OSError"
+        eventually(lambda: heard.of(kernel, "breached"), "it is told")
+    (warned,) = heard.of(kernel, "warned")
+    assert (warned["limit"], warned["allowed"], warned["reason"]) == ("open_files", 256, cell.stderr.strip())
+    (breached,) = heard.of(kernel, "breached")
+    assert (breached["limit"], breached["outcome"]) == ("open_files", "refused")
+    assert re.fullmatch(r"open files limit: \d+ used, 256 allowed", breached["reason"]), breached
 
 
 # -- processor --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from .browsers import PROTOCOL, Browser, browser, execution
 from .conftest import TOKEN, Server, eventually
+from .limited import hearing
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -84,6 +86,33 @@ def memory_of(server: Server) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
+@dataclass
+class Observed:
+    """The most by which the server's memory had grown."""
+
+    grown: int = 0
+
+
+@contextlib.contextmanager
+def as_observed(server: Server) -> Iterator[Observed]:
+    """Look at the server's memory all the time."""
+    observed, before, ended = Observed(), memory_of(server), threading.Event()
+
+    def look() -> None:
+        while True:
+            observed.grown = max(observed.grown, memory_of(server) - before)
+            if ended.wait(0.02):
+                return
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        yield observed
+    finally:
+        ended.set()
+        looker.join()
+
+
 @contextlib.contextmanager
 def as_reader(tab: Browser) -> Iterator[None]:
     """Read what comes to *tab*, and forget it."""
@@ -132,22 +161,36 @@ def run_of_old(websocket: ClientConnection, code: str) -> list[dict[str, Any]]:
             return published
 
 
-def test_50_mb_come_back_as_10_marked(server: Server, kernel: str) -> None:
+@pytest.mark.parametrize("flush, most", [(True, 100), (False, 300)], ids=["piece by piece", "in one piece"])
+def test_50_mb_come_back_as_10_marked_and_leave_no_memory_behind(
+    server: Server, kernel: str, flush: bool, most: int
+) -> None:
+    """A message that ipykernel has made of all 50 MB is in the server several times until it is cut; see
+    performance.md."""
     with browser(server, kernel) as tab:
-        _, published = run(tab, "for _ in range(50): print('x' * ((1 << 20) - 1))")
+        assert tab.execute("1+1") == "2"
+        before = memory_of(server)
+        with as_observed(server) as observed:
+            _, published = run(tab, f"for _ in range(50): print('x' * ((1 << 20) - 1), flush={flush})")
         text = text_of(published)
         assert text.count(MARKED) == 1
         assert 9.9 * MB < text.count("x") <= LIMIT
         assert size_of(published) <= LIMIT + 2000
         assert tab.execute("1+1") == "2"
+        assert observed.grown < most * MB
+        eventually(lambda: memory_of(server) - before < 64 * MB, "what it took is given back", 40)
 
 
 def test_user_is_warned_once_before_the_limit(server: Server, kernel: str) -> None:
-    with browser(server, kernel) as tab:
+    with hearing(server) as heard, browser(server, kernel) as tab:
         _, published = run(tab, "for _ in range(9): print('x' * (1 << 20), flush=True)")
         (told,) = [one for one in published if one["content"].get("name") == "stderr"]
         assert re.fullmatch(r"Output: [89]\.\d+ MB of 10 MB used\.\n", told["content"]["text"])
         assert tab.execute("1+1") == "2"
+    (warned,) = heard.of(kernel, "warned")
+    assert (warned["limit"], warned["allowed"]) == ("output", LIMIT)
+    assert warned["reason"] == told["content"]["text"].strip()
+    assert not heard.of(kernel, "breached")
 
 
 def test_output_within_the_limit_is_untouched(server: Server, kernel: str) -> None:
@@ -197,7 +240,7 @@ def test_image_that_does_not_fit_is_left_out_whole_and_said(server: Server, kern
 
 
 def test_cell_that_prints_without_end_is_interrupted(server: Server, kernel: str) -> None:
-    with browser(server, kernel) as tab:
+    with hearing(server) as heard, browser(server, kernel) as tab:
         assert tab.execute("kept = 5") == ""
         reply, published = run(tab, PRINTS_WITHOUT_END)
         assert reply["ename"] == "KeyboardInterrupt"
@@ -211,6 +254,9 @@ def test_cell_that_prints_without_end_is_interrupted(server: Server, kernel: str
         assert tab.execute("kept") == "5"
         assert breaches(server, kernel)["limit"] == "output"
         assert breaches(server, kernel)["outcome"] == "interrupted"
+        eventually(lambda: len(heard.of(kernel, "breached")) == 2, "it is told")
+    assert [event["outcome"] for event in heard.of(kernel, "breached")] == ["truncated", "interrupted"]
+    assert all("used, 10 MB allowed" in event["reason"] for event in heard.of(kernel, "breached"))
 
 
 def test_cell_that_prints_on_after_the_interrupt_is_ended(server: Server) -> None:

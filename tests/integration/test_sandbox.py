@@ -14,7 +14,9 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from .browsers import browser
 from .conftest import PATIENCE, Server, eventually, gone
+from .limited import ENFORCERS, hearing, run
 from .traces import nothing_left, traces, write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -368,6 +370,43 @@ def test_sigkill_of_the_server_leaves_nothing_of_bwrap(kp_start: Callable[..., S
     server.process.kill()
     server.process.wait()
     nothing_left(before.left)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("enforcer", list(ENFORCERS))
+@pytest.mark.parametrize("pids", [[], ["--unshare-pid"]], ids=["shared pids", "own pids"])
+def test_bwrap_kernel_is_held_to_its_memory_and_ends_with_the_reason(
+    kp_start: Callable[..., Server], kp_bwrap: str, enforcer: str, pids: list[str]
+) -> None:
+    """With process ids of its own it is handed over whole, behind bwrap's own process."""
+    recipe = {"warm": 1, "launch_prefix": [*BWRAP, "--bind", "/tmp", "/tmp", *pids]}
+    server = kp_start(
+        recipes(python3={**recipe, **({"launcher": "whole"} if pids else {})}),
+        *ENFORCERS[enforcer],
+        "--KernelLimits.memory=400M",
+    )
+    kernel, neighbour = claim(server), claim(server)
+    assert server.call("/kernelpool/v1/pool")[1]["capabilities"]["limits"]["memory"]["by"] == enforcer
+    pid = pid_of(server, kernel)
+    with hearing(server) as heard, browser(server, kernel) as page:
+        assert page.execute("import os; x = b'x' * (200 << 20); len(x) >> 20") == "200", "what it may have, it has"
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        assert namespace("mnt", tree[-1].pid) != namespace("mnt")
+        cell = run(page, "y = b'x' * (1 << 30)\nimport time; time.sleep(60)")
+        assert (cell.reply["ename"], cell.error) == ("KernelKilled", "KernelKilled")
+        assert "400 MB allowed" in cell.reply["evalue"]
+        eventually(lambda: heard.of(kernel, "dead"), "it is told that it is dead")
+    assert [event["outcome"] for event in heard.of(kernel, "breached")][-1] == "killed"
+    model = server.call(f"/kernelpool/v1/kernels/{kernel}")[1]
+    assert (model["breach"]["limit"], model["breach"]["allowed"]) == ("memory", 400 << 20)
+    assert "memory limit" in model["reason"]
+    eventually(lambda: gone(tree), "nothing of the sandbox is left")
+    assert server.run(neighbour, "print(1)") == "1"
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    with browser(server, kernel) as page:
+        assert page.execute("1 + 1") == "2"
+        inside = page.execute("os = __import__('os'); print(os.readlink('/proc/self/ns/mnt'))")
+        assert inside != namespace("mnt")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from benchmarks import __main__ as command
 from benchmarks import results as store
 from benchmarks.figures import FIGURES, Bound, Figure, Goal, Unit, find_missed, judge
 from benchmarks.measures import LARGE, MEASURES
+from benchmarks.measures.held import ENFORCERS, HOGS
 from benchmarks.measures.hub import find_more, use_of
 from benchmarks.plot import TIMES, write_tick
 from benchmarks.pool import PoolView, read_pool, was_forked, was_hit
@@ -307,6 +308,33 @@ def test_claim_beside_a_hung_kernel_is_asserted_as_a_ratio() -> None:
         "≤ 1.5 × without, < 50 ms",
         "**no**, yes",
     ]
+
+
+@pytest.mark.parametrize("enforcer", ENFORCERS)
+def test_each_hog_is_judged_by_itself_on_each_enforcer(enforcer: str) -> None:
+    seconds = {"quiet": 0.010, "memory": 0.025, "forks": 0.015, "loop": 0.012, "printer": 0.020}
+    rows: list[Row] = [
+        {"round": 0, "side": "limited", "live": 50, "overhead": 0.004},
+        {"round": 0, "side": "near", "live": 50, "overhead": 0.012},
+        *({"round": 0, "side": side, "seconds": took, "grown": 2e6} for side, took in seconds.items()),
+    ]
+    rows[-1]["grown"] = 70e6
+    rows[-2]["cores"] = 0.79
+    measured = results_of(f"held_{enforcer}", rows)
+    assert find_missed(measured["measures"]) == [f"held_{enforcer}: 2.50 ×, wanted memory ≤ 2 ×"]
+    overhead, beside, cores, grown = (cells(line) for line in make_table(measured).splitlines()[2:])
+    assert overhead[0].startswith(f"holding 50 idle kernels to limits by `{enforcer}`")
+    assert overhead[2:4] == ["1.2 %", "0.4 % (none near)"]
+    assert overhead[-1] == "**no**, yes"
+    assert beside[4].startswith("2.50 × without it (memory), 1.50 × without it (forks), ")
+    assert beside[-1] == "**no**, yes, yes, yes"
+    assert (cores[2], cores[-1]) == ("79.0 %", "yes")
+    assert (grown[2], grown[-1]) == ("70.0 MB", "**no**, yes, yes, yes")
+
+
+def test_hogs_of_the_measure_are_those_that_are_judged() -> None:
+    judged = {goal.over for figure in FIGURES if figure.measure == "held_cgroup" for goal in figure.goals}
+    assert judged == {"limited", "near", *HOGS}
 
 
 def test_checkpoints_are_counted_in_the_title() -> None:

@@ -66,6 +66,17 @@ def test_version_1_is_read_too(tmp_path):
     assert memory_room(Mounts(None, "", {"memory": str(unlimited)})) is None
 
 
+def test_quota_of_version_1_is_told_and_the_tightest_counts(tmp_path):
+    """As `docker run --cpus` sets it there."""
+    top = group(tmp_path / "cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100_000)
+    box = group(top / "box", cpu__cfs_quota_us=150_000, cpu__cfs_period_us=100_000)
+    own = group(box / "own", cpu__cfs_quota_us=100_000, cpu__cfs_period_us=50_000)
+    assert find_fences(Mounts(None, "", {"cpu": str(own)})) == [
+        Fence("cpu", "1.5 cores for the server and its kernels")
+    ]
+    assert find_fences(Mounts(None, "", {"cpu": str(top)})) == []
+
+
 def test_container_is_recognised(tmp_path, monkeypatch):
     (tmp_path / "mark").touch()
     monkeypatch.setattr(fences, "CONTAINER_MARKS", (str(tmp_path / "mark"),))
