@@ -6,6 +6,7 @@ They lie below what is configured: whatever somebody set, in a file or on the co
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 from traitlets.config import Config
@@ -26,7 +27,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "KernelHealth": {
             "interval": 30.0, "timeout": 10.0, "retries": 3, "backoff": 2.0, "on_unresponsive": "restart",
         },
-        "KernelLimits": {"execution_timeout": 600.0},
+        "KernelLimits": {
+            "execution_timeout": 600.0, "memory": 1 << 30, "output": 10 << 20,
+            **({"cpu": 0.8} if sys.platform == "linux" else {}),  # nothing holds it elsewhere: the start would be refused
+        },
         "ServerApp": {"websocket_ping_interval": 30, "websocket_ping_timeout": 10},  # seconds; for kernels: `pings`
     },
 }  # fmt: skip

@@ -50,7 +50,9 @@ def test_coderunner_has_its_numbers(kp_start: Callable[..., Server]) -> None:
     assert (status, refusal["code"]) == (503, "exhausted"), "and the configuration's wait of 1 s holds"
     assert headers["Retry-After"]
     model = server.call(f"/kernelpool/v1/kernels/{kernels[0]}")[1]
-    assert model["limits"]["execution_timeout"] == 600
+    assert {name: value for name, value in model["limits"].items() if value} == {
+        "execution_timeout": 600, "memory": 1 << 30, "output": 10 << 20, "cpu": 0.8,
+    }  # fmt: skip
     assert "idle for 300 s" in model["cull"]["why"]
 
 
