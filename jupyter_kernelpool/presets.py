@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "KernelLimits": {
             "execution_timeout": 600.0, "memory": 1 << 30, "output": 10 << 20,
-            **({"cpu": 0.8} if sys.platform == "linux" else {}),  # nothing holds it elsewhere: the start would be refused
+            **({"cpu": 0.8} if sys.platform == "linux" else {}),  # else nothing holds it
         },
         "ServerApp": {"websocket_ping_interval": 30, "websocket_ping_timeout": 10},  # seconds; for kernels: `pings`
     },
