@@ -191,7 +191,9 @@ def test_a_limit_that_ends_a_kernel_is_told_before_its_death(kp_start: Callable[
     server = kp_start("--KernelLimits.memory=300M", "--KernelLimits.grace=1")
     with follow(server) as heard:
         kernel = server.start_kernel()
-        code = "import time\nwhile True:\n    try:\n        x = bytearray(900_000_000)\n        time.sleep(60)\n"
+        # It is heard to be busy first: what takes memory in one step keeps the kernel from saying so.
+        code = "import time\ntime.sleep(1)\nwhile True:\n    try:\n        x = bytearray(900_000_000)\n"
+        code += "        time.sleep(60)\n"
         code += "    except BaseException:\n        pass"
         server.client(kernel).execute(code)
         heard.wait_for_event("dead", kernel)
