@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 from typing import Any
 
 from jupyter_server.services.kernels.connection.base import (
@@ -19,6 +20,7 @@ from jupyter_kernelpool.activity import CONTENT, HEADER, PARENT
 from jupyter_kernelpool.edge import Edge
 
 V1 = "v1.kernel.websocket.jupyter.org"
+REMEMBERED = 100
 ANSWER_WITHIN = 3.0  # seconds after an execution ended in which its reply is to have come
 NOT_ANSWERED = (
     "NotAnswered",
@@ -60,10 +62,12 @@ class Notices:
     _judging: bool  # what is being written came through `handle_outgoing_message`, or is our own
     _subprotocol: Any = None
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
+    _ended: deque[str]  # the last ones that were answered in the kernel's name
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._awaited = {}
+        self._ended = deque(maxlen=REMEMBERED)
 
     @property
     def edge(self) -> Edge | None:
@@ -115,10 +119,12 @@ class Notices:
         super().handle_incoming_message(incoming_msg)  # type: ignore[misc]
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """As stock; takes note of what is answered."""
+        """As stock; takes note of what is answered. What was answered in the kernel's name is not answered again."""
         channel = getattr(stream, "channel", stream)
         if self.edge is not None and channel in ("shell", "stdin"):
             with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+                if channel == "shell" and self._is_late(outgoing_msg):
+                    return
                 self._note_outgoing(channel, outgoing_msg)
         super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
 
@@ -173,6 +179,7 @@ class Notices:
 
     def end_execution(self, header: dict[str, Any], ename: str, evalue: str, *, ran: bool) -> None:
         """End one in the kernel's name, with that error; *ran*: it may have begun."""
+        self._ended.append(header["msg_id"])
         error = {"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]}
         if ran:
             self.publish("iopub", "error", error, header)
@@ -212,6 +219,12 @@ class Notices:
         _, parts = self.session.feed_identities(outgoing_msg)
         header, parent = self.session.unpack(parts[HEADER]), self.session.unpack(parts[PARENT])
         self._note_answer(channel, header, parent, parts[CONTENT])
+
+    def _is_late(self, outgoing_msg: list[Any]) -> bool:
+        if not self._ended:
+            return False
+        _, parts = self.session.feed_identities(outgoing_msg)
+        return self.session.unpack(parts[PARENT]).get("msg_id") in self._ended
 
     def _note_written(self, frame: bytes) -> None:
         if channel_of(frame) in ("shell", "stdin"):

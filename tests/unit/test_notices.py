@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 
 from jupyter_kernelpool.edge import Edge
@@ -27,6 +28,10 @@ class Handler:
 class Stock:
     def __init__(self) -> None:
         self.taken: list[Any] = []
+        self.passed: list[Any] = []
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        self.passed.append(outgoing_msg)
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         self.taken.append(incoming_msg)
@@ -73,3 +78,16 @@ def test_message_that_was_held_until_its_client_had_gone_is_not_taken_for_one_th
     assert connection._awaited == {}
     assert connection._subprotocol == V1
     assert len(connection.taken) == 1, "stock says what it makes of it"
+
+
+def test_kernels_own_answer_that_comes_too_late_is_not_a_second_one() -> None:
+    connection = Connection()
+    connection.session = Session(key=b"")
+    connection.write_own = lambda message, binary=False: None
+    connection.handle_incoming_message(frame())
+    own = connection.session.serialize(connection.session.msg("execute_reply", content={"status": "ok"}, parent=HEADER))
+    other = connection.session.serialize(connection.session.msg("inspect_reply", parent={"msg_id": "n"}))
+    assert connection.give_up("KernelDied", "it ended") == [HEADER]
+    for message in (own, other):
+        connection.handle_outgoing_message("shell", message)
+    assert connection.passed == [other]
