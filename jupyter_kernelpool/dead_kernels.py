@@ -18,7 +18,7 @@ class DeadKernels:
     kernel_id: str
     edge: Any
     subprotocol: Any
-    end_execution: Any
+    refuse: Any
     _register_session: Any
 
     async def prepare(self) -> None:
@@ -55,7 +55,7 @@ class DeadKernels:
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
             channel, header, _ = read_incoming(self.subprotocol, incoming_msg)
             if channel == "shell" and header.get("msg_type") == "execute_request":
-                self.end_execution(header, "KernelDied", why, ran=False)
+                self.refuse(header, "KernelDied", why)
                 return True
         return False
 

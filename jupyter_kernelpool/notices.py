@@ -21,6 +21,7 @@ from jupyter_kernelpool.edge import Edge
 
 V1 = "v1.kernel.websocket.jupyter.org"
 REMEMBERED = 100
+REFUSED_AFTER = 0.1
 ANSWER_WITHIN = 3.0  # seconds after an execution ended in which its reply is to have come
 NOT_ANSWERED = (
     "NotAnswered",
@@ -63,11 +64,13 @@ class Notices:
     _subprotocol: Any = None
     _awaited: dict[str, dict[str, Any]]  # headers of execute requests that the client waits for, by msg_id
     _ended: deque[str]  # the last ones that were answered in the kernel's name
+    _refused: dict[str, tuple[dict[str, Any], str, str]]  # those that are not run, and the error that says so
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._awaited = {}
         self._ended = deque(maxlen=REMEMBERED)
+        self._refused = {}
 
     @property
     def edge(self) -> Edge | None:
@@ -93,12 +96,13 @@ class Notices:
         """As stock; afterwards the client is told of what concerns it; what it waited for when it left is answered."""
         replay = self.find_replay()
         if replay is not None:
-            self._awaited = replay.awaited
+            self._awaited, self._refused = replay.awaited, replay.refused
         connected = super().connect()  # type: ignore[misc]
         if connected is not None:
             await connected
         if self.edge is not None and self.websocket_handler.ws_connection is not None:  # else it has gone meanwhile
             self.edge.enter(self.kernel_id, self)
+            self._answer_refused()
             self._answer_soon(list(self._awaited), self.edge.last_words.get(self.kernel_id, NOT_ANSWERED))
 
     def disconnect(self) -> Any:
@@ -108,7 +112,7 @@ class Notices:
         left = super().disconnect()  # type: ignore[misc]
         replay = self.find_replay()
         if replay is not None:
-            replay.awaited = self._awaited
+            replay.awaited, replay.refused = self._awaited, self._refused
         return left
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
@@ -176,6 +180,21 @@ class Notices:
             if msg_id not in self._awaited or ledger.find(msg_id) is not None or msg_id in ledger.expected:
                 continue
             self.end_execution(self._awaited.pop(msg_id), *words, ran=True)
+
+    def refuse(self, header: dict[str, Any], ename: str, evalue: str) -> None:
+        """Tell the client soon that this execution is not run, with that error.
+
+        Not at once: one that leaves as it asks would hear nothing of it. It is told when it comes back.
+        """
+        self._refused[str(header.get("msg_id", ""))] = header, ename, evalue
+        asyncio.get_running_loop().call_later(REFUSED_AFTER, self._answer_refused)
+
+    def _answer_refused(self) -> None:
+        if self.edge is None or self not in self.edge.connections(self.kernel_id):
+            return
+        refused, self._refused = self._refused, {}
+        for header, ename, evalue in refused.values():
+            self.end_execution(header, ename, evalue, ran=False)
 
     def end_execution(self, header: dict[str, Any], ename: str, evalue: str, *, ran: bool) -> None:
         """End one in the kernel's name, with that error; *ran*: it may have begun."""

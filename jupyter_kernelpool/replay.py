@@ -35,6 +35,7 @@ class Replay:
         """*session* reads and signs the kernel's messages."""
         self.gate: Gate | None = None
         self.awaited: dict[str, dict[str, Any]] = {}  # headers of the requests that the client waits for
+        self.refused: dict[str, tuple[dict[str, Any], str, str]] = {}  # and that it is to be told are not run, by id
         self._limit = limit
         self._session = session
         self._messages: dict[int, tuple[str, list[Any]]] = {}  # by number, in the order in which they came

@@ -219,6 +219,23 @@ def test_policy_of_a_recipe_leaves_kernels_dead_with_the_reason(kp_start: Callab
         assert "stays dead" in lost(tab, "import os; os._exit(1)")
 
 
+def test_a_client_that_leaves_as_it_asks_a_dead_kernel_is_told_when_it_comes_back(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start("--KernelHealth.recovery=never", *QUICK)
+    server.wait_warm()
+    kernel = server.start_kernel()
+    server.client(kernel).execute("import os; os._exit(3)")
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "dead", "it stays dead")
+    with browser(server, kernel, session="tab") as tab:
+        assert tab.ask("execute_request", execution("1"))["status"] == "aborted"
+        asked = tab.send("execute_request", execution("2"))  # and it closes in the same moment
+    with browser(server, kernel, session="tab") as tab:
+        reply = tab.until_idle(asked)[0]
+        assert (reply["status"], reply["ename"]) == ("aborted", "KernelDied")
+        assert tab.ask("execute_request", execution("3"))["status"] == "aborted", "and so is the next one, once"
+
+
 def test_a_crash_loop_is_slowed_down_and_ends(kp_start: Callable[..., Server]) -> None:
     server = kp_start(
         *QUICK, "--KernelHealth.restart_limit=2", "--KernelHealth.restart_pause=2", "--KernelHealth.restart_window=120"
