@@ -138,6 +138,17 @@ class Allowances:
             self._limits.allowance.changed(dict(self._manager.pool.configured(kernel_name).limits)).tightened(changes)
         self.refuse_unenforceable(self.for_kernelspec(kernel_name).changed(changes), f"recipe {kernel_name}")
 
+    def refuse_elsewhere(self, kernel_name: str) -> None:
+        """Raise `NotEnforceable` where kernels of that kernelspec have limits and this one has no process here."""
+        for limit in sorted(self.for_kernelspec(kernel_name).limited & MEASURED):
+            needed = "a provisioner that starts it on this machine"
+            raise NotEnforceable(
+                f"kernels of {kernel_name} have a limit on {limit.replace('_', ' ')}, which can't be enforced for one "
+                f"whose process is not on this machine: {needed}",
+                limit=limit,
+                needed=needed,
+            )
+
     def refuse_unenforceable(self, allowance: Allowance, whose: str) -> None:
         """Raise `NotEnforceable` for a limit that nothing on this machine holds."""
         for limit in sorted(allowance.limited & MEASURED):

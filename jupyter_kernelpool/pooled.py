@@ -15,6 +15,7 @@ from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from traitlets import Type, default
 
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.behind import find_pid
 from jupyter_kernelpool.errors import REFUSALS
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
@@ -82,6 +83,15 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             await self._server.guard.hold(self.kernel_id, self.kernel_name, pid, inherited, self.allowance)
             self.allowance = None  # from here on the guard knows
             self._begins_anew()
+
+    async def kernel_is_anothers(self) -> None:
+        if self._server is None:
+            return
+        pid, guard = find_pid(self), self._server.guard
+        if pid:
+            await guard.hold(self.kernel_id, self.kernel_name, pid, own=self.allowance)
+        else:
+            guard.allowances.refuse_elsewhere(self.kernel_name)
 
     def _begins_anew(self) -> None:
         """It has another process: what was known of the one before is over."""

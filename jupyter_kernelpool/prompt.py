@@ -109,12 +109,23 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         """As stock, but the control socket is left to whoever first needs it: stock connects it there, too."""
         if self.pooled is None or self.pooled.claimed is None:
             await super()._async_post_start_kernel(**kw)
+            if self.pooled is None:
+                await self._hold_anothers()
             return
         _ = self.context  # where nobody gave one, stock makes it here: it is then closed when the kernel is shut down
         self.start_restarter()
         await self.pooled.post_launch(**kw)
 
     post_start_kernel: Any = _async_post_start_kernel
+
+    async def _hold_anothers(self) -> None:
+        try:
+            await self.kernel_is_anothers()
+        except BaseException:
+            self.stop_restarter()
+            await self._async_kill_kernel()
+            await self._async_cleanup_resources()
+            raise
 
     def _reconcile_connection_info(self, info: Any) -> None:
         """As stock, which reads the file again; what a claim goes by was just written to it."""
@@ -268,6 +279,9 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     async def kernel_has_process(self, pid: int) -> None:
         """*pid* is to be this kernel's process, which its user does not have yet. Raises `NotEnforceable`."""
+
+    async def kernel_is_anothers(self) -> None:
+        """Another provisioner than ours has started its process. Raises `NotEnforceable`; it is ended then."""
 
     def kernel_not_started(self, error: OSError) -> None:
         """The kernelspec's command can't be executed."""

@@ -28,6 +28,7 @@ from .limited import (
     tree_of,
     undisturbed,
 )
+from .traces import write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -77,6 +78,24 @@ for hog in hogs:
 """
 EATS = f"import time; {ALLOCATES}; time.sleep(60)"
 CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {EATS!r}])"
+ELSEWHERE = """
+from jupyter_client.provisioning import LocalProvisioner
+
+class Far:
+    pid = 0  # as if the process were on another machine
+
+    def __init__(self, process):
+        self._process = process
+
+    def __getattr__(self, name):
+        return getattr(self._process, name)
+
+class Elsewhere(LocalProvisioner):
+    async def launch_kernel(self, cmd, **kwargs):
+        found = await super().launch_kernel(cmd, **kwargs)
+        self.process = Far(self.process)
+        return found
+"""
 POOL = """
 import multiprocessing, time
 def eat(number):
@@ -533,3 +552,40 @@ def test_cores_of_all_kernels_are_shared(kp_start_limiting: Callable[..., Server
         eventually(lambda: cores_of(pids[1], 1) < 0.01, "the other one rests")
         time.sleep(1)
         assert 0.06 < cores_of(pids[0], 4) < 0.12
+
+
+# -- kernels that others start ----------------------------------------------------------------------
+
+
+def test_kernel_that_another_provisioner_starts_is_held_too(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    write_spec(tmp_path, "mine", metadata=metadata)
+    server = kp_start("--KernelLimits.memory=300M", JUPYTER_PATH=str(tmp_path))
+    kernel = server.start_kernel(name="mine")
+    assert model_of(server, kernel)["recipe"] is None, "the pool has no part in it"
+    with browser(server, kernel) as page:
+        cell = run(page, EATS)
+        assert (cell.reply["ename"], "300 MB allowed" in cell.stderr) == ("KernelKilled", True)
+    eventually(lambda: model_of(server, kernel)["execution_state"] == "dead", "it stays dead")
+    assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+    with browser(server, kernel) as page:
+        assert page.execute("1+1") == "2"
+        assert run(page, EATS).reply["ename"] == "KernelKilled", "its next process is held as well"
+
+
+def test_limited_kernel_without_a_process_here_is_refused(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    """A provisioner of somebody's, which might start it anywhere."""
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    info = tmp_path / "elsewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[jupyter_client.kernel_provisioners]\nelsewhere = elsewhere:Elsewhere\n")
+    write_spec(tmp_path, "far", metadata={"kernel_provisioner": {"provisioner_name": "elsewhere"}})
+    places = {"JUPYTER_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    server = kp_start(**places)
+    assert server.run(server.start_kernel(name="far"), "print(6 * 7)") == "42", "without limits it starts as with stock"
+    server = kp_start("--KernelLimits.memory=300M", **places)
+    status, answer = server.call("/api/kernels", "POST", {"name": "far"})
+    assert status >= 400
+    assert "not on this machine" in answer["message"]
+    assert server.call("/api/kernels")[1] == []
