@@ -154,6 +154,9 @@ class KernelLimits(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        unknown = sorted(set(self.config.get("KernelLimits", {})) - set(self.trait_names(config=True)))
+        if unknown:  # traitlets only warns: a limit whose name is misspelt would not hold
+            raise TraitError(f"KernelLimits.{unknown[0]} is no setting; limits are: {', '.join(LIMITS)}")
         for name in self.trait_names(config=True):
             getattr(self, name)  # a wrong value stops the server here, not at the first kernel
 

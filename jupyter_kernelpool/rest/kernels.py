@@ -20,6 +20,7 @@ from jupyter_kernelpool.rest.models import Model, breach_model, current_model, h
 from jupyter_kernelpool.rest.usage import usage_models
 from jupyter_kernelpool.undo import MOST_STEPS
 
+RECYCLED = ("age", "memory", "uses")
 LONGEST_KEEP = 366 * 24 * 3600.0
 MOST_USES = 10**9
 
@@ -112,10 +113,10 @@ def describe(manager: Any, kernel_id: str) -> Model:
 
 
 def read_recycle(given: dict[str, Any] | None) -> Recycle | None:
-    """When the owner of a kernel wants it restarted; raises `NotValid`."""
+    """When the owner of a kernel wants it restarted, null for never, as the model has it; raises `NotValid`."""
     if given is None:
         return None
-    body = Body(given)
+    body = Body({name: value for name, value in given.items() if value is not None or name not in RECYCLED})
     age, memory = body.number("age", 0, least=0, most=LONGEST_KEEP), body.size("memory")
     uses = body.count("uses", 0, least=0, most=MOST_USES)
     body.done()

@@ -9,6 +9,8 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import pytest
+from traitlets import TraitError
+from traitlets.config import Config
 
 from jupyter_kernelpool import consequences
 from jupyter_kernelpool.allowance import Allowance
@@ -474,6 +476,11 @@ async def test_cores_that_kernels_use_together_are_shared_and_given_back(kp_benc
     bench.guard.sums._slowed.clear()  # as after a while
     await bench.look()
     assert [(pid, held.cpu) for pid, held in bench.enforcer.held[-2:]] == [(10, 0.0), (20, 0.0)]
+
+
+def test_limit_whose_name_is_misspelt_is_refused_with_those_that_there_are():
+    with pytest.raises(TraitError, match=r"KernelLimits\.memmory is no setting; limits are: memory, cpu"):
+        KernelLimits(config=Config({"KernelLimits": {"memmory": "1G"}}))
 
 
 def test_sum_that_nothing_enforces_is_refused(kp_bench):
