@@ -199,10 +199,10 @@ class Culler:
         if planned.id not in self._manager:
             return None
         action = next((one for one in self._plan([planned.id], memory) if type(one) is type(planned)), None)
-        asked = bool(
-            self._manager.edge.ledger(planned.id).expected
-        )  # what the kernel will say in a moment that it runs
-        return None if asked and isinstance(action, Cull) and action.cause in ("idle", "memory") else action
+        if isinstance(action, Cull) and action.cause in ("idle", "memory"):
+            is_asked = bool(self._manager.edge.ledger(planned.id).expected)  # it will say in a moment that it runs
+            return None if is_asked else action
+        return action
 
     async def _carry_out(self, action: Action) -> None:
         events = self._manager.events
