@@ -16,11 +16,12 @@ from jupyter_kernelpool.allowance import Allowance, Breach
 from jupyter_kernelpool.allowances import MEASURED, Allowances
 from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.enforcement import Enforcement
 from jupyter_kernelpool.errors import KernelPoolError
 from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.ledger import Ledger
-from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
+from jupyter_kernelpool.limits.base import Reading, Subject
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pace import Pace
 from jupyter_kernelpool.single_cells import SingleCells
@@ -55,15 +56,11 @@ class Guard:
         self._edge = edge
         self._pace = Pace(lambda: limits.interval)
         edge.on_ledger.append(self._follow)
-        self._enforced: set[str] = set()  # kernels of which enforcers know
         self._task: asyncio.Task[None] | None = None
         self._acts: set[asyncio.Task[None]] = set()
-        self.enforcers: list[Enforcer] = [make(limits.policy.hard - 1.0) for make in limits.enforcers]
-        self.held: Held = assign(self.enforcers)
-        for enforcer in self.enforcers:
-            enforcer.hold_together(limits.total, self.held.limits_of(enforcer))
-        self.consequences = Consequences(manager, limits, edge, events, self.enforcers, self._subjects)
-        self.allowances = Allowances(manager, limits, self.held)
+        self._enforcement = Enforcement(limits, lambda: manager.pool.supervision, self._is_current)
+        self.consequences = Consequences(manager, limits, edge, events, self._enforcement.enforcers, self._subjects)
+        self.allowances = Allowances(manager, limits, self._enforcement.held)
         self.hold_together(self._all_kernels, limits.total, "KernelLimits.total")
         self.single_cells = SingleCells(
             self.allowances, edge, hold=self._hold_again, settle=self.settle, begin=self._begin
@@ -114,8 +111,7 @@ class Guard:
         """
         self.allowances.refuse_unenforceable(most, whose)
         self.sums.add(find_groups, most)
-        for enforcer in self.enforcers:
-            enforcer.exact = "memory" in self.sums.limited
+        self._enforcement.tell_memory_exactly("memory" in self.sums.limited)
 
     @property
     def breaches(self) -> dict[str, Breach]:
@@ -149,38 +145,30 @@ class Guard:
         for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
         self._clean_slate(kernel_id)
-        if kernel_id in self._enforced:
-            self._enforced.discard(kernel_id)
-            self._begin(self._let_go(kernel_id))
+        if self._enforcement.knows(kernel_id):
+            self._begin(self._enforcement.let_go(kernel_id))
 
     def set_apart(self, pid: int) -> None:
         """*pid*, a checkpoint's process, is held to its kernel's limits no more."""
-        if self._enforced:
-            self._begin(self._set_apart(pid))
+        self._begin(self._enforcement.set_apart(pid))
 
     async def explain_end(self, kernel_id: str) -> bool:
         """The kernel's process ended by itself: whether a limit was the cause, and the kernel stays dead for it."""
         subject = self._subjects.get(kernel_id)
-        if subject is None or kernel_id not in self._enforced:
+        cause = await self._enforcement.why_ended(subject) if subject is not None else None
+        if cause is None:
             return False
-        for enforcer in self.enforcers:
-            cause = await asyncio.to_thread(enforcer.why_ended, subject)
-            if cause is not None and self._subjects.get(kernel_id) is subject:
-                limit, most = cause
-                breach = self._breach_of(kernel_id, limit, max(most, self._standing(kernel_id, limit).seen), "killed")
-                await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
-                await self.consequences.ended(kernel_id, breach)
-                return True
-        return False
+        limit, most = cause
+        breach = self._breach_of(kernel_id, limit, max(most, self._standing(kernel_id, limit).seen), "killed")
+        await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
+        await self.consequences.ended(kernel_id, breach)
+        return True
 
     def kills_at_once(self, kernel_id: str) -> bool:
         """Whether the operating system may end processes of the kernel's before the guard has looked."""
-        return (
-            kernel_id in self._enforced
-            and (self.allowances.in_force(kernel_id).memory or self.limits.total.memory) > 0
-            and "memory" in self.held.by
-            and self.held.by["memory"].kills
-        )
+        if not (self._enforcement.kills_at_once and self._enforcement.knows(kernel_id)):
+            return False
+        return bool(self.allowances.in_force(kernel_id).memory or self.limits.total.memory)
 
     async def settle(self, kernel_id: str, header: dict[str, Any]) -> None:
         """The cell with that header has ended, and nobody has been told so yet: if the operating system has killed a
@@ -190,7 +178,7 @@ class Guard:
             return
         try:
             async with asyncio.timeout(SETTLED_WITHIN):
-                if not await asyncio.to_thread(self.held.by["memory"].has_killed, subject):
+                if not await self._enforcement.has_killed(subject):
                     return
                 self._edge.closing[kernel_id] = header
                 self._wake()
@@ -211,11 +199,7 @@ class Guard:
 
     async def let_all_go(self) -> None:
         """All kernels have ended: leave nothing behind."""
-        for enforcer in self.enforcers:
-            try:
-                await asyncio.to_thread(enforcer.close)
-            except Exception:
-                log.exception("Enforcer %s left something behind", enforcer.name)
+        await self._enforcement.close()
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -266,7 +250,7 @@ class Guard:
 
     async def _look(self, watched: dict[str, Subject]) -> None:
         """Read and judge these kernels once; their sums where they are all."""
-        read = await self._read(list(watched.values()))
+        read = await self._enforcement.read(list(watched.values()))
         readings = {
             kernel_id: reading
             for kernel_id, reading in read.items()
@@ -283,22 +267,6 @@ class Guard:
         self._readings.update(readings)
         if self.sums.limited and watched.keys() >= self._watched().keys():
             self._sum_is_near = await self._judge_sums(watched, readings, slowed)
-
-    async def _read(self, subjects: list[Subject]) -> dict[str, Reading]:
-        readings: dict[str, Reading] = {}
-        ours = frozenset(self._manager.pool.supervision.pids)
-        for enforcer in self.enforcers:
-            limits = self.held.limits_of(enforcer)
-            if not limits:
-                continue
-            try:
-                found = await asyncio.to_thread(enforcer.read, subjects, ours)
-            except Exception:
-                log.exception("Enforcer %s could not read what kernels use", enforcer.name)
-                continue
-            for kernel_id, reading in found.items():
-                readings[kernel_id] = _joined(readings.get(kernel_id), reading, limits)
-        return readings
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
@@ -339,7 +307,7 @@ class Guard:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
         own = {kernel_id: self.allowances.in_force(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
-        self._refused = frozenset().union(*(enforcer.refused_together() for enforcer in self.enforcers))
+        self._refused = self._enforcement.refused_together()
         judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
         for kernel_id, breach, step in judgement.steps:
             self._take(watched[kernel_id], breach, step)
@@ -367,19 +335,10 @@ class Guard:
         return allowance.changed({"cpu": cap})
 
     async def _hold(self, subject: Subject) -> None:
-        """Have the enforcers hold the kernel to what is in force."""
-        allowance = self._in_force(subject.kernel_id)
-        concerned = allowance.limited | self.sums.limited
-        for enforcer in self.enforcers:
-            limits = self.held.limits_of(enforcer)
-            if self._subjects.get(subject.kernel_id) is not subject:
-                return  # it has another process by now, which is held by itself
-            if limits and (limits & concerned or subject.kernel_id in self._enforced):
-                self._enforced.add(subject.kernel_id)
-                self._manager.pool.supervision.guard_groups(enforcer.leaves())
-                await asyncio.to_thread(enforcer.hold, subject, allowance, limits)
-            elif self._enforced:  # it may be a fork of a kernel that is held
-                await asyncio.to_thread(enforcer.set_apart, subject.pid)
+        await self._enforcement.hold(subject, self._in_force(subject.kernel_id), self.sums.limited)
+
+    def _is_current(self, subject: Subject) -> bool:
+        return self._subjects.get(subject.kernel_id) is subject
 
     async def _hold_again(self, kernel_id: str) -> None:
         """Hold the kernel to what is in force by now, if it still has a process. Raises `NotEnforceable`."""
@@ -387,14 +346,6 @@ class Guard:
         if subject is not None:
             await self._hold(subject)
             self._wake()
-
-    async def _let_go(self, kernel_id: str) -> None:
-        for enforcer in self.enforcers:
-            await asyncio.to_thread(enforcer.let_go, kernel_id)
-
-    async def _set_apart(self, pid: int) -> None:
-        for enforcer in self.enforcers:
-            await asyncio.to_thread(enforcer.set_apart, pid)
 
     def _standing(self, kernel_id: str, limit: str) -> Standing:
         return self._standings.get((kernel_id, limit), Standing())
@@ -419,17 +370,3 @@ async def _guarded(act: Coroutine[Any, Any, None]) -> None:
         log.warning("%s", error)
     except Exception:
         log.exception("What a limit asks for could not be done")
-
-
-def _joined(one: Reading | None, other: Reading, limits: frozenset[str]) -> Reading:
-    """*one*, and of *other* what concerns *limits*."""
-    used = {limit: value for limit, value in other.used.items() if limit in limits}
-    refused = {limit: count for limit, count in other.refused.items() if limit in limits}
-    if one is None:
-        return Reading(used, other.peak, refused, other.throttled)
-    return Reading(
-        {**one.used, **used},
-        max(one.peak, other.peak),
-        {**one.refused, **refused},
-        one.throttled + other.throttled,
-    )
