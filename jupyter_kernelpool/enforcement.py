@@ -45,7 +45,7 @@ class Enforcement:
         return "memory" in self.held.by and self.held.by["memory"].kills
 
     async def hold(self, subject: Subject, allowance: Allowance, summed: frozenset[str]) -> None:
-        """Hold the kernel to *allowance* and to the sums of the limits *summed* from now on. Raises `NotEnforceable`."""
+        """Hold the kernel to *allowance* and to the sums of *summed* limits from now on. Raises `NotEnforceable`."""
         concerned = allowance.limited | summed
         for enforcer in self.enforcers:
             limits = self.held.limits_of(enforcer)
