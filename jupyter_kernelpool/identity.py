@@ -8,6 +8,7 @@ instead of for a reconnect, and a restart changes nothing that a client holds.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -32,6 +33,7 @@ class Identity:
         self._manager = manager
         self._guard = guard
         self._listeners: list[socket.socket] = []
+        self._reserved: list[socket.socket] = []  # bound, and not listening: a process of stock's has the ports, or may
         self._entered_ports: list[int] = []
 
     @property
@@ -46,11 +48,14 @@ class Identity:
         """
         if self.bound:
             return True
+        if self._reserved and [one.getsockname()[1] for one in self._reserved] == self._ports():
+            return self._listen_again()
+        self._let_go()
         try:
             for channel in CHANNELS:
                 self._listeners.append(self._bind_one(channel))
         except OSError:
-            self.release()
+            self._let_go()
             return False
         return True
 
@@ -59,10 +64,16 @@ class Identity:
         return [listener.fileno() for listener in self._listeners]
 
     def release(self) -> None:
-        """Close the listeners, so that a process may bind the ports itself; the ports stay the id's."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
+        """Stop listening, so that a process may bind the ports itself; the ports stay the id's.
+
+        On Linux nobody else gets them meanwhile, however long that process takes: a socket that is bound and does not
+        listen keeps its port from all who don't name it, and from nobody who sets SO_REUSEADDR, as libzmq does.
+        """
+        if all(self._reserve(listener) for listener in self._listeners):
+            self._reserved += self._listeners
+            self._listeners.clear()
+        else:
+            self._let_go()
 
     def ipc_paths(self) -> list[str]:
         """The socket files of an `ipc` identity."""
@@ -73,7 +84,7 @@ class Identity:
 
     def close(self) -> None:
         """The id is gone: close listeners, give the ports back, remove ipc files."""
-        self.release()
+        self._let_go()
         if self._entered_ports:
             in_use = LocalPortCache.instance().currently_used_ports
             in_use.difference_update(self._entered_ports)
@@ -81,6 +92,39 @@ class Identity:
         for path in self.ipc_paths():
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+    def _ports(self) -> list[int]:
+        return [getattr(self._manager, f"{channel}_port") for channel in CHANNELS]
+
+    def _let_go(self) -> None:
+        for one in (*self._listeners, *self._reserved):
+            one.close()
+        self._listeners.clear()
+        self._reserved.clear()
+
+    def _reserve(self, listener: socket.socket) -> bool:
+        """Whether *listener* could be made to listen no more, and to keep its port."""
+        if sys.platform != "linux" or self._manager.transport == "ipc":
+            return False
+        address = listener.getsockname()
+        try:
+            listener.shutdown(socket.SHUT_RD)
+            listener.bind(address)  # one to which the system had given a port has lost it
+        except OSError as error:
+            return error.errno == errno.EINVAL  # it has it still
+        return True
+
+    def _listen_again(self) -> bool:
+        """Take the ports back; false where a process listens there."""
+        for place, listener in enumerate(self._reserved):
+            try:
+                listener.listen(BACKLOG)
+            except OSError:
+                for one in self._reserved[:place]:
+                    self._reserve(one)
+                return False
+        self._listeners, self._reserved = self._reserved, []
+        return True
 
     def _bind_one(self, channel: str) -> socket.socket:
         name = f"{channel}_port"
