@@ -157,6 +157,22 @@ class Ledger:
         """The kernel has replied to that request."""
         self.expected.pop(msg_id, None)
 
+    def unheard(self, before: float) -> list[str]:
+        """The requests of the main shell from *before* that time of which the kernel has said nothing; none while it
+        says that it runs another one."""
+        running = self.running
+        if running is not None and not running.presumed:
+            return []
+        presumed = [one.msg_id for one in self.executions.values() if one.presumed and one.began <= before]
+        return presumed + [msg_id for msg_id, (_, asked_at) in self.expected.items() if asked_at <= before]
+
+    def lose(self, msg_id: str) -> None:
+        """The kernel will say nothing of that request."""
+        self.expected.pop(msg_id, None)
+        execution = self.executions.get(msg_id)
+        if execution is not None:
+            self.end(execution)
+
     def aborted(self) -> None:
         """A client was told that what it asked for is not run, as after an error in a cell before it."""
         for listener in list(self.on_abort):

@@ -46,6 +46,7 @@ from jupyter_kernelpool.textfile import WRITE_EVERY, MetricsFile
 from jupyter_kernelpool.tidy import EVERY as TIDY_EVERY
 from jupyter_kernelpool.tidy import Tidier
 from jupyter_kernelpool.undo import Undo
+from jupyter_kernelpool.unheard import Unheard
 from jupyter_kernelpool.wishes import Wishes
 
 RECONNECT_FIRST_MS = 1
@@ -102,6 +103,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         # After those who hold cells to limits: what a cell ends for is told before its end.
         self.chronicle = Chronicle(self.events, self.edge, self.lookout)
         self.events.listen(self._note_ready)
+        self.unheard = Unheard(self, self.edge)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
         self.keeper.rounds.append(
             Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work, lambda: self.care.due)
@@ -192,6 +194,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         await self.metrics_file.remove()
         await self.care.close()
         await self.clock.close()
+        await self.unheard.close()
         await self.output_watch.close()
         await self.guard.close()
 

@@ -24,6 +24,7 @@ from jupyter_kernelpool.notices import ANSWER_WITHIN
 from jupyter_kernelpool.pooled import PooledKernelManager
 
 from .browsers import browser, execution
+from .conftest import Server
 
 pytestmark = pytest.mark.integration
 
@@ -214,3 +215,26 @@ def test_cell_that_is_interrupted_early_is_answered(kp_start: Any, warm: int) ->
         assert tab.execute("x") == "NameError", "it did not run"
         began = time.monotonic()
         assert tab.execute(f"import time; time.sleep({ANSWER_WITHIN + 1}); 2") == "2", "one that runs is waited for"
+
+
+LOSES_THE_NEXT = """
+session = get_ipython().kernel.session
+deserialize = session.deserialize
+def loses(*args, **kwargs):
+    message = deserialize(*args, **kwargs)
+    if message["msg_type"] == "execute_request":
+        session.deserialize = deserialize
+        raise ValueError("as where an interrupt comes while a request is taken up")
+    return message
+session.deserialize = loses
+"""
+
+
+def test_client_of_a_cell_that_its_kernel_has_lost_is_told(kp_server: Server) -> None:
+    kp_server.wait_warm(1)
+    kernel = kp_server.start_kernel()
+    with browser(kp_server, kernel) as tab:
+        assert tab.execute(LOSES_THE_NEXT) == ""
+        reply, _ = tab.until_idle(tab.send("execute_request", execution("1+1")), 60)
+        assert (reply["status"], reply["ename"]) == ("error", "NotAnswered")
+        assert tab.execute("1+1") == "2"

@@ -263,3 +263,21 @@ def test_of_a_process_that_crossed_a_limit_the_first_that_was_asked_for_ran():
     assert (ledger.running.msg_id, ledger.running.presumed) == ("a", True)
     ledger.blame()
     assert list(ledger.executions) == ["a"], "what runs is not blamed for another"
+
+
+def test_what_a_kernel_says_nothing_of_is_known_and_can_be_lost():
+    ledger, ended = Ledger(), []
+    ledger.on_end.append(lambda execution: ended.append(execution.msg_id))
+    for number, name in enumerate("abc"):
+        ledger.expect({"msg_id": name, "msg_type": "execute_request"}, float(number))
+    ledger.expect({"msg_id": "sub", "msg_type": "execute_request", "subshell_id": "s"}, 0.0)
+    assert ledger.unheard(1.5) == ["a", "b"]
+    ledger.blame()  # the first is presumed to run
+    assert ledger.unheard(5.0) == ["a", "b", "c"]
+    ledger.lose("a")
+    ledger.lose("b")
+    assert (ended, ledger.unheard(5.0)) == (["a"], ["c"])
+    ledger.heard("status", {"msg_id": "c", "msg_type": "execute_request"}, 1, "busy", 6.0)
+    assert ledger.unheard(9.0) == []
+    ledger.expect({"msg_id": "d", "msg_type": "execute_request"}, 7.0)
+    assert ledger.unheard(9.0) == [], "it waits for its turn"
