@@ -20,10 +20,10 @@ from jupyter_kernelpool.enforcement import Enforcement
 from jupyter_kernelpool.errors import KernelPoolError
 from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
 from jupyter_kernelpool.events import Events
-from jupyter_kernelpool.ledger import Ledger
+from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.limits.base import Reading, Subject
 from jupyter_kernelpool.limits.settings import KernelLimits
-from jupyter_kernelpool.pace import Pace
+from jupyter_kernelpool.pace import SLOWER, Pace
 from jupyter_kernelpool.single_cells import SingleCells
 from jupyter_kernelpool.sums import Group, Sums
 
@@ -145,6 +145,7 @@ class Guard:
         for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
         self._clean_slate(kernel_id)
+        self._near -= {kernel_id}
         if self._enforcement.knows(kernel_id):
             self._begin(self._enforcement.let_go(kernel_id))
 
@@ -215,18 +216,27 @@ class Guard:
                         await self._look(watched if is_waited_for else self._due(watched))
                     except Exception:
                         log.exception("The guard of kernels' limits stumbled; it goes on")
-                near = bool(self._near) or self._sum_is_near
-                await self._pace.pause(near=near, is_astir=functools.partial(self._are_astir, watched))
+                await self._pace.pause(
+                    near=self._is_near(watched), is_astir=functools.partial(self._are_astir, watched)
+                )
         finally:
             self._pace.end()
 
     def _due(self, watched: dict[str, Subject]) -> dict[str, Subject]:
-        """Those to be looked at now: all of them at each interval, between only those that are near a limit."""
-        now = time.monotonic()
-        if self._sum_is_near or not self._near or now >= self._whole_at:
-            self._whole_at = now + self.limits.interval * ALMOST
+        """Those to be looked at now: between the looks at all of them only those that do something near a limit.
+
+        All are at each interval, and less often while nothing runs in the others.
+        """
+        now, near = time.monotonic(), {kernel_id for kernel_id in self._near if self._is_astir(kernel_id)}
+        if self._sum_is_near or not near or now >= self._whole_at:
+            often = not near or self._are_astir(watched.keys() - near)
+            self._whole_at = now + self.limits.interval * (ALMOST if often else SLOWER)
             return watched
-        return {kernel_id: subject for kernel_id, subject in watched.items() if kernel_id in self._near}
+        return {kernel_id: subject for kernel_id, subject in watched.items() if kernel_id in near}
+
+    def _is_near(self, watched: Iterable[str]) -> bool:
+        """Whether one of them does something near a limit of its, or of the sum: one at rest takes no more."""
+        return self._are_astir(watched if self._sum_is_near else self._near)
 
     def _are_astir(self, kernel_ids: Iterable[str]) -> bool:
         return any(self._is_astir(kernel_id) for kernel_id in kernel_ids)
@@ -237,9 +247,15 @@ class Guard:
         computes = reading is not None and reading.used.get("cpu", 1.0) > RESTLESS
         return computes or bool(self._edge.ledger(kernel_id).executions)
 
-    def _follow(self, _kernel_id: str, ledger: Ledger) -> None:
-        ledger.on_begin.append(lambda _: self._pace.stir())
-        ledger.on_expect.append(self._pace.stir)
+    def _follow(self, kernel_id: str, ledger: Ledger) -> None:
+        def stir(_: Execution | None = None) -> None:
+            if self._sum_is_near or kernel_id in self._near:
+                self._pace.hurry()
+            else:
+                self._pace.stir()
+
+        ledger.on_begin.append(stir)
+        ledger.on_expect.append(stir)
 
     def _watched(self) -> dict[str, Subject]:
         return {

@@ -23,12 +23,16 @@ class Pace:
         """Something begins: nothing is at rest any more."""
         self._stirred.set()
 
+    def hurry(self) -> None:
+        """Have a look begin now."""
+        self._hurried.set()
+        self._stirred.set()
+
     async def next_look(self) -> None:
         """Have a look begin now, and wait for its end."""
         look = asyncio.get_running_loop().create_future()
         self._waiting.append(look)
-        self._hurried.set()
-        self._stirred.set()
+        self.hurry()
         await look
 
     @contextlib.contextmanager

@@ -523,6 +523,24 @@ async def test_only_kernels_near_a_limit_are_looked_at_more_often(kp_bench, monk
     await bench.guard.close()
 
 
+async def test_kernel_near_a_limit_in_which_nothing_runs_is_looked_at_seldom_and_at_once_when_a_cell_is_asked_for(
+    kp_bench, monkeypatch
+):
+    bench = kp_bench(interval=0.05)
+    monkeypatch.undo()
+    monkeypatch.setattr("jupyter_kernelpool.pace.SLOWER", 1000.0)
+    await bench.start("k", 10, memory=70, cpu=0.0)
+    await asyncio.sleep(0.5)
+    seen = bench.enforcer.reads
+    assert seen <= 2
+    ends = begins(bench, "1")
+    while bench.enforcer.reads < seen + 5:
+        await asyncio.sleep(0.01)
+    ends()
+    bench.guard.forget("k")
+    await bench.guard.close()
+
+
 async def test_kernel_that_computes_though_nothing_runs_in_it_is_looked_at_as_often_as_one_that_runs(
     kp_bench, monkeypatch
 ):
