@@ -92,7 +92,8 @@ class Aftermath:
         code = find_exit_code(kernel)
         end, failed = f"Its process ended {describe_end(code)}", code != 0
         why = f"its process ended {describe_end(code)} before it answered"
-        self._count(kernel, life, answered=life.standing.answered, why=why)
+        answered = life.standing.answered
+        self._count(kernel, life, answered=answered, lasted=answered, why=why)
         here = self._restores(kernel_id)
         decision = self._decide(kernel, life, self._policy(kernel), failed=failed, here=here)
         self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
@@ -170,7 +171,8 @@ class Aftermath:
     async def end(self, kernel_id: str, kernel: Any, life: Life) -> None:
         """End the kernel's process, which answers nothing, and bring the kernel back."""
         comeback = life.coming_back = Comeback()  # before it ends: the restarter is to leave it alone
-        silence, responded = f"did not answer ({life.standing.verdict.value})", life.responded
+        silence, answered_at = f"did not answer ({life.standing.verdict.value})", life.answered_at
+        lasted = answered_at is not None and answered_at - life.born > self._settings.restart_window
         end = f"It {silence}, nor when it was interrupted, and was ended"
         try:
             pid = find_pid(kernel)
@@ -183,7 +185,8 @@ class Aftermath:
                 life.coming_back = None
         if not due:
             return  # its user was quicker, and has restarted it, or shut it down
-        self._count(kernel, life, answered=responded, why=f"it {silence} from its start on")
+        why = f"it {silence} from its start on"
+        self._count(kernel, life, answered=answered_at is not None, lasted=lasted, why=why)
         policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
         decision = self._decide(kernel, life, policy, failed=True, here=True)
         # Its silence is counted already.
@@ -195,9 +198,11 @@ class Aftermath:
         """Whether nobody else has replaced the kernel's process, or forgotten the kernel."""
         return life.coming_back is comeback and self._lives.find(kernel_id) is life and kernel_id in self._manager
 
-    def _count(self, kernel: Any, life: Life, *, answered: bool, why: str) -> None:
-        """A process has ended that never *answered*, or did: one more in a row, and a start that failed."""
-        life.fruitless = 0 if answered else life.fruitless + 1
+    def _count(self, kernel: Any, life: Life, *, answered: bool, lasted: bool, why: str) -> None:
+        """A process has ended: one more in a row if it has not *lasted*, and a start that failed, for the reason *why*,
+        if it never *answered*.
+        """
+        life.fruitless = 0 if lasted else life.fruitless + 1
         if not answered and find_way(kernel) == "cold":
             self._starts.failed(kernel.kernel_name, why)
 

@@ -72,7 +72,7 @@ class Care:
         stayed = life.stays
         life.replaced()
         life.born, life.end, life.stays, life.restart_at = time.monotonic(), None, False, 0.0
-        life.responded = False
+        life.answered_at = None
         life.standing = Standing(total=life.standing.total, due=life.born + health.START_INTERVAL)
         if stayed:
             life.ends.clear()  # its user restarted it, and begins anew
@@ -82,9 +82,10 @@ class Care:
         """The pool's process behind the kernel serves; *beside*: it is known to answer while it runs a cell."""
         life = self._lives.find(kernel_id)
         if life is not None:
-            due = time.monotonic() + self.settings.interval
+            now = time.monotonic()
+            due = now + self.settings.interval
             life.standing = replace(life.standing, answered=True, beside=beside, due=due)
-            life.responded = True
+            life.answered_at = now
             self._started(kernel_id)
 
     def heard(self, kernel_id: str) -> None:
@@ -212,7 +213,7 @@ class Care:
         metrics.NUDGES.labels(verdict=standing.verdict.value).inc()
         record = find_record(kernel)
         if standing.verdict in ANSWERS:
-            life.responded = True
+            life.answered_at = now
             if not before.answered:
                 self._started(kernel_id)
             if before.failures:

@@ -83,9 +83,10 @@ class KernelHealth(LoggingConfigurable):
         0,
         min=0,
         config=True,
-        help="""Restarts of a kernel within restart_window, at most, and of one whose processes never answer, however
-        long each took; then it stays dead, with the reason, until its user restarts it. 0 leaves it to Jupyter's
-        KernelRestarter.restart_limit, after which Jupyter forgets a kernel that it restarted itself, quickly.""",
+        help="""Restarts of a kernel within restart_window, at most, and of one none of whose processes answers for
+        that long, however late each ended; then it stays dead, with the reason, until its user restarts it. 0 leaves it
+        to Jupyter's KernelRestarter.restart_limit, after which Jupyter forgets a kernel that it restarted itself,
+        quickly.""",
     )
     restart_window = Float(
         60.0,

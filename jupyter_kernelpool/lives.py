@@ -27,8 +27,8 @@ class Life:
     """What is known of one kernel, over all its processes.
 
     *end* says how its process ended, until there is another one. It *stays* dead, or is restarted not before
-    *restart_at*; with *coming_back* that is done here, and not by the restarter. *responded*: its present process
-    answered a nudge, or serves; *fruitless* ones in a row ended before that.
+    *restart_at*; with *coming_back* that is done here, and not by the restarter. At *answered_at* its present
+    process last answered a nudge, or began to serve; *fruitless* ones in a row ended before that, or soon fell silent.
     """
 
     born: float
@@ -38,7 +38,7 @@ class Life:
     stays: bool = False
     restart_at: float = 0.0
     coming_back: Comeback | None = None
-    responded: bool = False
+    answered_at: float | None = None
     fruitless: int = 0
     silent_since: float = 0.0
 

@@ -25,8 +25,9 @@ class Recovery(StrEnum):
 class Policy:
     """See the traits of `KernelHealth`. *limit* restarts within *window* seconds at most; None: somebody else counts.
 
-    Of processes that never answered, *fruitless* may follow one another, however long each took. *source* is the trait
-    that both come from. The second restart waits *first* seconds, each later one *factor* times as long.
+    Of processes that never answered, or not for *window* seconds before they fell silent, *fruitless* may follow one
+    another, however long each took. *source* is the trait that both come from. The second restart waits *first*
+    seconds, each later one *factor* times as long.
     """
 
     recovery: Recovery = Recovery.ALWAYS
@@ -55,7 +56,7 @@ class Stay:
 def decide(ends: Sequence[float], *, failed: bool, policy: Policy, now: float, fruitless: int = 0) -> Restart | Stay:
     """What follows an end *now*, after earlier ones at *ends*; *failed* is false for an exit code of 0.
 
-    *fruitless* processes in a row, with this one, ended without ever having answered.
+    *fruitless* processes in a row, with this one, ended without an answer, or soon fell silent.
     """
     if policy.recovery is Recovery.NEVER:
         return Stay("its recovery is set to never")
@@ -65,7 +66,10 @@ def decide(ends: Sequence[float], *, failed: bool, policy: Policy, now: float, f
     if policy.limit is not None and lately > policy.limit:
         return Stay(f"it ended {lately} times within {policy.window:g} s, and {policy.source} is {policy.limit}")
     if policy.fruitless is not None and fruitless > policy.fruitless:
-        return Stay(f"none of its last {fruitless} processes answered, and {policy.source} is {policy.fruitless}")
+        return Stay(
+            f"none of its last {fruitless} processes answered for {policy.window:g} s, "
+            f"and {policy.source} is {policy.fruitless}"
+        )
     count = max(lately, fruitless)
     if count == 1:
         return Restart(0.0)

@@ -68,10 +68,11 @@ class House:
         self.aftermath = Aftermath(self.manager, self.settings, self.lives, self.starts, edge, chronicle)
         self.life = self.lives.begin("k")
 
-    def starts_anew(self, *, answered=False):
-        """The kernel has another process, as `Care.has_process` notes it."""
+    def starts_anew(self, *, answered=False, seconds=0.0):
+        """The kernel has another process, as `Care.has_process` notes it, that answered *seconds* after its start."""
         self.life.replaced()
-        self.life.end, self.life.restart_at, self.life.responded = None, 0.0, answered
+        self.life.end, self.life.restart_at, self.life.born = None, 0.0, time.monotonic() - 2 * seconds
+        self.life.answered_at = self.life.born + seconds if answered else None
         self.life.standing = Standing(verdict=Verdict.HUNG, answered=answered)
 
     async def silent(self):
@@ -147,16 +148,29 @@ async def test_silent_processes_in_a_row_are_starts_that_failed_and_end_at_jupyt
         await asyncio.sleep(0.01)
     assert house.life.stays
     assert (
-        "none of its last 3 processes answered, and KernelRestarter.restart_limit is 2" in house.manager.kernel.reason
+        "none of its last 3 processes answered for 1 s, and KernelRestarter.restart_limit is 2"
+        in house.manager.kernel.reason
     )
     assert house.manager.brought_back == 2
     assert house.starts.breakers["python3"].state(time.monotonic()) == "open"
 
 
-async def test_an_answer_in_between_begins_the_count_anew(kp_pids):
+async def test_processes_that_answer_once_and_then_fall_silent_end_at_jupyters_limit(kp_pids):
+    house = House(restart_window=60.0, restart_pause=0.0, breaker_failures=2)
+    for _ in range(3):
+        house.starts_anew(answered=True, seconds=30.0)
+        house.life.ends = [at - 100 for at in house.life.ends]
+        await house.silent()
+        await asyncio.sleep(0.01)
+    assert house.life.stays
+    assert "none of its last 3 processes answered for 60 s" in house.manager.kernel.reason
+    assert house.starts.breakers.get("python3") is None, "they had started"
+
+
+async def test_a_process_that_lasts_in_between_begins_the_count_anew(kp_pids):
     house = House(restart_window=1.0)
     for answered in (False, False, True, False, False):
-        house.starts_anew(answered=answered)
+        house.starts_anew(answered=answered, seconds=30.0)
         house.life.ends = [at - 100 for at in house.life.ends]
         await house.silent()
         house.life.coming_back = None
