@@ -11,7 +11,7 @@ from jupyter_kernelpool.ledger import Ledger
 from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.output import display_of, size_of
 
-HEADER, PARENT, CONTENT = 1, 2, 4  # places in a message after its identities; 0 is the signature
+HEADER, PARENT, METADATA, CONTENT = 1, 2, 3, 4  # places in a message after its identities; 0 is the signature
 INTERRUPTED = "KeyboardInterrupt"  # ipykernel's name for it
 
 log = logging.getLogger("jupyter_kernelpool")

@@ -13,6 +13,7 @@ from jupyter_kernelpool.limits.settings import KernelLimits
 
 MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 NOBODY = "no enforcer in KernelLimits.enforcers holds it"
+ELSEWHERE = "the kernel's process is not held by this server"
 
 
 class Allowances:
@@ -68,10 +69,16 @@ class Allowances:
     def for_execution(self, kernel_id: str, asked: Any) -> tuple[Allowance, list[str]]:
         """What an execution of the kernel may use that asked for the limits *asked*, and for each that is not heeded a
         sentence that says why: it would loosen, or can't be enforced here."""
-        allowance, refusals = self.of(kernel_id).for_execution(asked)
-        for limit in sorted((allowance.limited & MEASURED) - self._held.by.keys()):
-            needed = self._held.missing.get(limit, NOBODY)
-            refusals.append(f"Limit not heeded: {limit.replace('_', ' ')} can't be enforced here: {needed}.")
+        present = self.of(kernel_id)
+        allowance, refusals = present.for_execution(asked)
+        for limit in sorted(allowance.limited & MEASURED):
+            if limit not in self._held.by:
+                why = self._held.missing.get(limit, NOBODY)
+            elif kernel_id not in self._known and getattr(allowance, limit) != getattr(present, limit):
+                why = ELSEWHERE
+            else:
+                continue
+            refusals.append(f"Limit not heeded: {limit.replace('_', ' ')} can't be enforced here: {why}.")
             allowance = allowance.changed({limit: 0})
         return allowance, refusals
 

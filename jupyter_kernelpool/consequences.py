@@ -67,7 +67,7 @@ class Consequences:
         """The operating system killed a process of the kernel's, not its own."""
         self.note(kernel_id, breach)
         text = f"{breach}. A process that the kernel had started was ended; the kernel goes on."
-        self._edge.say(kernel_id, text, self._edge.closing.get(kernel_id))
+        self._edge.say(kernel_id, text)
 
     async def ended(self, kernel_id: str, breach: Breach) -> None:
         """The process has ended for *breach*: tell everybody, and do what `on_breach` says."""

@@ -36,9 +36,8 @@ class Edge:
         self.on_ledger: list[Callable[[str, Ledger], None]] = []  # whoever listens to every kernel's
         self.requested: dict[str, dict[str, Any]] = {}  # limits in the metadata of execute requests, by kernel and id
         self.last_words: dict[str, tuple[str, str]] = {}  # with what the executions of a process were given up last
-        self.closing: dict[
-            str, dict[str, Any]
-        ] = {}  # header of the cell that has just ended, its answer still held back
+        # Headers of cells that have just ended, the answer still held back: what is said now is said in them.
+        self.closing: dict[str, dict[str, Any]] = {}
         self.unread: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # said while no client was there
 
     def ledger(self, kernel_id: str) -> Ledger:
@@ -84,11 +83,11 @@ class Edge:
         return list(self._connections.get(kernel_id, []))
 
     def say(self, kernel_id: str, text: str, parent: dict[str, Any] | None = None) -> None:
-        """Show *text* to every client of the kernel, in the cell that runs, or *parent*'s; to the next one if there
-        is none now."""
+        """Show *text* to every client of the kernel, in the cell that is just being closed, or runs, or *parent*'s; to
+        the next client if there is none now."""
         if parent is None:
             running = self.ledger(kernel_id).running
-            parent = running.header if running is not None else {}
+            parent = self.closing.get(kernel_id) or (running.header if running is not None else {})
         connections = self.connections(kernel_id)
         for connection in connections:
             connection.say(text, parent)

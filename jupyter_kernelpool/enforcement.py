@@ -75,9 +75,15 @@ class Enforcement:
                 readings[kernel_id] = _joined(readings.get(kernel_id), reading, limits)
         return readings
 
-    def refused_together(self) -> frozenset[str]:
+    async def refused_together(self) -> frozenset[str]:
         """The limits of the sum of which the operating system has refused more, since this was last asked."""
-        return frozenset().union(*(enforcer.refused_together() for enforcer in self.enforcers))
+        refused: frozenset[str] = frozenset()
+        for enforcer in self.enforcers:
+            try:
+                refused |= await asyncio.to_thread(enforcer.refused_together)
+            except Exception:
+                log.exception("Enforcer %s could not say what was refused", enforcer.name)
+        return refused
 
     async def has_killed(self, subject: Subject) -> bool:
         """Whether the operating system has killed a process of the kernel's for its memory that was not read yet."""
@@ -96,23 +102,24 @@ class Enforcement:
     async def set_apart(self, pid: int) -> None:
         """*pid*, a checkpoint's process, is held to its kernel's limits no more."""
         if self._known:
-            for enforcer in self.enforcers:
-                await asyncio.to_thread(enforcer.set_apart, pid)
+            await self._have_each(lambda enforcer: enforcer.set_apart(pid), "could not set a process apart")
 
     async def let_go(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
         if kernel_id in self._known:
             self._known.discard(kernel_id)
-            for enforcer in self.enforcers:
-                await asyncio.to_thread(enforcer.let_go, kernel_id)
+            await self._have_each(lambda enforcer: enforcer.let_go(kernel_id), "could not let a kernel go")
 
     async def close(self) -> None:
         """All kernels have ended: leave nothing behind."""
+        await self._have_each(lambda enforcer: enforcer.close(), "left something behind")
+
+    async def _have_each(self, act: Callable[[Enforcer], None], failure: str) -> None:
         for enforcer in self.enforcers:
             try:
-                await asyncio.to_thread(enforcer.close)
+                await asyncio.to_thread(act, enforcer)
             except Exception:
-                log.exception("Enforcer %s left something behind", enforcer.name)
+                log.exception("Enforcer %s %s", enforcer.name, failure)
 
 
 def _joined(one: Reading | None, other: Reading, limits: frozenset[str]) -> Reading:

@@ -14,6 +14,7 @@ from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance, Breach
 from jupyter_kernelpool.allowances import MEASURED, Allowances
+from jupyter_kernelpool.cell_ends import CellEnd
 from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.enforcement import Enforcement
@@ -51,13 +52,13 @@ class Guard:
         self.sums = Sums(limits.policy)
         self._near: frozenset[str] = frozenset()  # kernels near a limit of theirs: looked at more often
         self._sum_is_near = False
-        self._whole_at = 0.0  # when all kernels are to be looked at next
+        self._whole_at = 0.0  # when all kernels were looked at last
         self._refused: frozenset[str] = frozenset()  # limits on the sum of which the system refused more just now
         self._edge = edge
         self._pace = Pace(lambda: limits.interval)
         edge.on_ledger.append(self._follow)
         self._task: asyncio.Task[None] | None = None
-        self._acts: set[asyncio.Task[None]] = set()
+        self._acts: dict[asyncio.Task[None], str | None] = {}  # and the kernel that each is about
         self._enforcement = Enforcement(limits, lambda: manager.pool.supervision, self._is_current)
         self.consequences = Consequences(manager, limits, edge, events, self._enforcement.enforcers, self._subjects)
         self.allowances = Allowances(manager, limits, self._enforcement.held)
@@ -165,30 +166,50 @@ class Guard:
         await self.consequences.ended(kernel_id, breach)
         return True
 
-    def kills_at_once(self, kernel_id: str) -> bool:
+    def looks_at_ends(self, kernel_id: str) -> bool:
+        """Whether cells of the kernel may have crossed a limit when they end, and the guard has not seen it yet."""
+        return kernel_id in self._subjects and bool(self._kills_at_once(kernel_id) or self._looked_at(kernel_id))
+
+    def is_worth_a_look(self, kernel_id: str, end: CellEnd) -> bool:
+        """Whether nobody is to be told of *end* before `settle` is through with it."""
+        return self._kills_at_once(kernel_id) or self._may_have_crossed(kernel_id, end)
+
+    async def settle(self, kernel_id: str, end: CellEnd) -> None:
+        """A cell has ended, and nobody has been told so yet: if it crossed a limit, tell that first."""
+        subject = self._subjects.get(kernel_id)
+        if subject is None:
+            return
+        self._edge.closing[kernel_id] = end.header
+        try:
+            async with asyncio.timeout(SETTLED_WITHIN):
+                await self._pace.present_look()  # which may have read already what is to be told
+                if self._may_have_crossed(kernel_id, end) or await self._enforcement.has_killed(subject):
+                    self._wake()
+                    await self._pace.next_look()
+                if end.refused in REFUSED_BY_SYSTEM and self._is_current(subject):
+                    self._note_refusal(subject, end.refused)
+                acts = [act for act, whose in self._acts.items() if whose == kernel_id]
+                if acts:
+                    await asyncio.wait(acts)
+        except TimeoutError:
+            log.warning("Kernel %s: what a limit did to it is not seen in time to tell it in its cell", kernel_id)
+        finally:
+            if self._edge.closing.get(kernel_id) is end.header:  # else another client's cell is being closed
+                del self._edge.closing[kernel_id]
+
+    def _may_have_crossed(self, kernel_id: str, end: CellEnd) -> bool:
+        limited = self._looked_at(kernel_id)
+        return end.refused in limited or bool(limited and not end.brief)
+
+    def _kills_at_once(self, kernel_id: str) -> bool:
         """Whether the operating system may end processes of the kernel's before the guard has looked."""
         if not (self._enforcement.kills_at_once and self._enforcement.knows(kernel_id)):
             return False
         return bool(self.allowances.in_force(kernel_id).memory or self.limits.total.memory)
 
-    async def settle(self, kernel_id: str, header: dict[str, Any]) -> None:
-        """The cell with that header has ended, and nobody has been told so yet: if the operating system has killed a
-        process that it had started, tell that first."""
-        subject = self._subjects.get(kernel_id)
-        if subject is None:
-            return
-        try:
-            async with asyncio.timeout(SETTLED_WITHIN):
-                if not await self._enforcement.has_killed(subject):
-                    return
-                self._edge.closing[kernel_id] = header
-                self._wake()
-                await self._pace.next_look()
-        except TimeoutError:
-            log.warning("Kernel %s: it is not seen in time whether a process of it was killed", kernel_id)
-        finally:
-            if self._edge.closing.get(kernel_id) is header:  # else another client's cell is being closed
-                del self._edge.closing[kernel_id]
+    def _looked_at(self, kernel_id: str) -> frozenset[str]:
+        """The kernel's own limits that a cell can have crossed and be over; of the sum's the next look tells."""
+        return self.allowances.in_force(kernel_id).limited & MEASURED - {"cpu"}
 
     async def close(self) -> None:
         """The server stops: nobody is judged any more. What holds the kernels goes with `let_all_go`."""
@@ -211,9 +232,9 @@ class Guard:
     async def _run(self) -> None:
         try:
             while watched := self._watched():
-                with self._pace.look() as is_waited_for:
+                with self._pace.look():
                     try:
-                        await self._look(watched if is_waited_for else self._due(watched))
+                        await self._look(self._due(watched))
                     except Exception:
                         log.exception("The guard of kernels' limits stumbled; it goes on")
                 await self._pace.pause(
@@ -223,14 +244,17 @@ class Guard:
             self._pace.end()
 
     def _due(self, watched: dict[str, Subject]) -> dict[str, Subject]:
-        """Those to be looked at now: between the looks at all of them only those that do something near a limit.
+        """Those to be looked at now: between the looks at all of them only those that do something near a limit, and
+        those of which a cell is being closed.
 
         All are at each interval, and less often while nothing runs in the others.
         """
-        now, near = time.monotonic(), {kernel_id for kernel_id in self._near if self._is_astir(kernel_id)}
-        if self._sum_is_near or not near or now >= self._whole_at:
-            often = not near or self._are_astir(watched.keys() - near)
-            self._whole_at = now + self.limits.interval * (ALMOST if often else SLOWER)
+        now = time.monotonic()
+        near = {kernel_id for kernel_id in self._near if self._is_astir(kernel_id)} | self._edge.closing.keys()
+        often = not near or self._are_astir(watched.keys() - near)
+        span = self.limits.interval * (ALMOST if often else SLOWER)
+        if self._sum_is_near or not near or now >= self._whole_at + span:
+            self._whole_at = now
             return watched
         return {kernel_id: subject for kernel_id, subject in watched.items() if kernel_id in near}
 
@@ -242,7 +266,9 @@ class Guard:
         return any(self._is_astir(kernel_id) for kernel_id in kernel_ids)
 
     def _is_astir(self, kernel_id: str) -> bool:
-        """Whether a cell runs in the kernel, or it computes all the same."""
+        """Whether a cell runs in the kernel, or it computes all the same; not in one that has ended."""
+        if kernel_id not in self._subjects:
+            return False
         reading = self._readings.get(kernel_id)
         computes = reading is not None and reading.used.get("cpu", 1.0) > RESTLESS
         return computes or bool(self._edge.ledger(kernel_id).executions)
@@ -315,6 +341,16 @@ class Guard:
             seen = max(reading.used.get("cpu", 0.0), before.used.get("cpu", 0.0))
             self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, seen)
 
+    def _note_refusal(self, subject: Subject, limit: str) -> None:
+        """A cell has failed since the system refused more: also where it has let go of all when it is looked at."""
+        standing = self._standing(subject.kernel_id, limit)
+        allowed = getattr(self.allowances.in_force(subject.kernel_id), limit)
+        if allowed and standing.over_since is None:  # else it is told already
+            standing, step = note_refusals(standing, used=allowed, allowed=allowed, policy=self.limits.policy)
+            self._standings[subject.kernel_id, limit] = standing
+            if step is not None:
+                self._take(subject, Breach(limit, allowed, standing.seen, time.time(), ""), step)
+
     def _was_slowed(self, kernel_id: str, reading: Reading) -> bool:
         before = self._readings.get(kernel_id)
         return before is not None and reading.throttled > before.throttled
@@ -323,7 +359,7 @@ class Guard:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
         own = {kernel_id: self.allowances.in_force(kernel_id).cpu for kernel_id in used}
         cores = {kernel_id: most for kernel_id, most in own.items() if most}
-        self._refused = self._enforcement.refused_together()
+        self._refused = await self._enforcement.refused_together()
         judgement = self.sums.judge(used, slowed, cores, time.monotonic(), time.time())
         for kernel_id, breach, step in judgement.steps:
             self._take(watched[kernel_id], breach, step)
@@ -371,12 +407,12 @@ class Guard:
         self._standings = {key: standing for key, standing in self._standings.items() if key[0] != kernel_id}
 
     def _take(self, subject: Subject, breach: Breach, step: Step) -> None:
-        self._begin(self.consequences.act(subject, breach, step))
+        self._begin(self.consequences.act(subject, breach, step), subject.kernel_id)
 
-    def _begin(self, act: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, act: Coroutine[Any, Any, None], kernel_id: str | None = None) -> None:
         task = asyncio.create_task(_guarded(act), name="kernelpool-guard-act")
-        self._acts.add(task)
-        task.add_done_callback(self._acts.discard)
+        self._acts[task] = kernel_id
+        task.add_done_callback(self._acts.pop)
 
 
 async def _guarded(act: Coroutine[Any, Any, None]) -> None:

@@ -1,8 +1,8 @@
 """The answer to a cell, kept back until it is told what a limit did to the kernel meanwhile.
 
-Where the operating system kills a process that a cell had started, the cell is over within milliseconds. What is said
-of it belongs into that cell, and a client takes it for that until it has the answer (JupyterLab: until it has both the
-answer and `idle`).
+A cell that crossed a limit may be over before anybody looked, as where the operating system kills a process that it had
+started, or gives it no more. What is said of it belongs into that cell, and a client takes it for that until it has the
+answer (JupyterLab: until it has both the answer and `idle`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError
 
 from jupyter_kernelpool.activity import HEADER, PARENT
+from jupyter_kernelpool.cell_ends import CellEnd, read_end
 
 log = logging.getLogger("jupyter_kernelpool")
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message that is held; *request* is the id of the cell that it is the answer to, None if it only came after."""
+    """A message that is held; *end* is that of the cell that it is the answer to, None if it only came after."""
 
     stream: Any
     message: list[Any]
-    request: str | None
+    end: CellEnd | None
+
+    @property
+    def request(self) -> str | None:
+        """The cell's id."""
+        return str(self.end.header["msg_id"]) if self.end is not None else None
 
 
 class HeldReplies:
@@ -48,11 +54,11 @@ class HeldReplies:
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
         """As stock, but for answers, and what comes after them."""
         is_shell = getattr(stream, "channel", stream) == "shell"
-        request = self._request_of(outgoing_msg) if is_shell else None
-        if not is_shell or (request is None and not self._held_replies):
+        end = self._end_of(outgoing_msg) if is_shell else None
+        if not is_shell or (end is None and not self._held_replies):
             super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
             return
-        self._held_replies.append(Held(stream, outgoing_msg, request))
+        self._held_replies.append(Held(stream, outgoing_msg, end))
         if self._settling is None or self._settling.done():
             self._settling = asyncio.create_task(self._settle(), name="kernelpool-held-replies")
 
@@ -75,13 +81,13 @@ class HeldReplies:
         """One look for all that is held when it begins: nothing waits for its turn."""
         while self._held_replies:
             count = len(self._held_replies)
-            requests = [held.request for held in self._held_replies if held.request is not None]
-            header = next((self._awaited[one] for one in requests if one in self._awaited), None)
-            if header is not None:
+            ends = [held.end for held in self._held_replies if held.end is not None]
+            end = next((one for one in ends if one.header["msg_id"] in self._awaited), None)
+            if end is not None:
                 try:
-                    await self.multi_kernel_manager.guard.settle(self.kernel_id, header)
+                    await self.multi_kernel_manager.guard.settle(self.kernel_id, end)
                 except Exception:
-                    log.exception("Kernel %s: whether a limit ended a process of it could not be seen", self.kernel_id)
+                    log.exception("Kernel %s: what a limit did to it could not be seen", self.kernel_id)
             self._pass_on(count)
 
     def _pass_on(self, count: int) -> None:
@@ -103,14 +109,15 @@ class HeldReplies:
         held = {one.request for one in self._held_replies}
         super()._answer([msg_id for msg_id in msg_ids if msg_id not in held], words)  # type: ignore[misc]
 
-    def _request_of(self, message: list[Any]) -> str | None:
-        """The id of the cell that *message* is the answer to, if that is to be held; None, else."""
+    def _end_of(self, message: list[Any]) -> CellEnd | None:
+        """The end of the cell that *message* is the answer to, if that is to be held; None, else."""
         guard = getattr(self.multi_kernel_manager, "guard", None)
-        if guard is None or not guard.kills_at_once(self.kernel_id):
+        if guard is None or not guard.looks_at_ends(self.kernel_id):
             return None
         with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
             _, parts = self.session.feed_identities(message)
-            msg_id = str(self.session.unpack(parts[PARENT])["msg_id"])
-            if self.session.unpack(parts[HEADER])["msg_type"] == "execute_reply" and msg_id in self._awaited:
-                return msg_id
+            header = self._awaited.get(str(self.session.unpack(parts[PARENT])["msg_id"]))
+            if header is not None and self.session.unpack(parts[HEADER])["msg_type"] == "execute_reply":
+                end = read_end(parts, self.session.unpack, header)
+                return end if guard.is_worth_a_look(self.kernel_id, end) else None
         return None

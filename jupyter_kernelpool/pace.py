@@ -18,6 +18,7 @@ class Pace:
         self._stirred = asyncio.Event()  # something begins
         self._hurried = asyncio.Event()  # a look is waited for
         self._waiting: list[asyncio.Future[None]] = []  # for the next look to be over
+        self._under_way: list[asyncio.Future[None]] | None = None  # who waits for the look that is under way
 
     def stir(self) -> None:
         """Something begins: nothing is at rest any more."""
@@ -35,14 +36,23 @@ class Pace:
         self.hurry()
         await look
 
+    async def present_look(self) -> None:
+        """Wait for the end of the look that is under way, if one is."""
+        if self._under_way is not None:
+            look = asyncio.get_running_loop().create_future()
+            self._under_way.append(look)
+            await look
+
     @contextlib.contextmanager
-    def look(self) -> Iterator[bool]:
-        """Around each look: whoever waits for one that begins now is told of its end; gives whether somebody does."""
+    def look(self) -> Iterator[None]:
+        """Around each look: whoever waits for one that begins now is told of its end."""
         waiting, self._waiting = self._waiting, []
+        self._under_way = waiting
         self._hurried.clear()
         try:
-            yield bool(waiting)
+            yield
         finally:
+            self._under_way = None
             for look in waiting:
                 if not look.done():
                     look.set_result(None)

@@ -49,7 +49,7 @@ class Replay:
         """Keep *message*, channel and parts; called by jupyter_server."""
         channel, parts = message
         kind, request = "", ""
-        if channel == "iopub":
+        if channel in ("iopub", "shell"):  # an error is also in the answer to its cell
             try:
                 if self.gate is not None and self.gate.limits:
                     judged = self.gate.judge(parts)

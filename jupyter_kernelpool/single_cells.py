@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from jupyter_kernelpool.allowances import Allowances
+from jupyter_kernelpool.cell_ends import CellEnd
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.ledger import Execution, Ledger
@@ -17,8 +18,8 @@ Act = Coroutine[Any, Any, None]
 class SingleCells:
     """For the kernels of one guard, whose acts these are.
 
-    *hold* has it hold a kernel to what is in force by now; *settle* tells what was killed of one, which is to be told
-    before the limit is lifted for which it was; *begin* runs an act.
+    *hold* has it hold a kernel to what is in force by now; *settle* tells what a cell that has ended did to a limit,
+    which is to be told before that is lifted; *begin* runs an act.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class SingleCells:
         edge: Edge,
         *,
         hold: Callable[[str], Act],
-        settle: Callable[[str, dict[str, Any]], Act],
+        settle: Callable[[str, CellEnd], Act],
         begin: Callable[[Act], None],
     ) -> None:
         self._allowances = allowances
@@ -55,7 +56,7 @@ class SingleCells:
 
     async def _lift(self, kernel_id: str, execution: Execution, concerned: frozenset[str]) -> None:
         if "memory" in concerned:
-            await self._settle(kernel_id, execution.header)
+            await self._settle(kernel_id, CellEnd(execution.header))
         self._allowances.end_execution(kernel_id, execution.msg_id)
         self._hold_soon(kernel_id)
 
@@ -71,8 +72,9 @@ class SingleCells:
         try:
             while self._holding[kernel_id]:
                 self._holding[kernel_id] = False
-                await self._hold(kernel_id)
-        except NotEnforceable as error:
-            self._edge.say(kernel_id, f"Limit not heeded: {error}.")
+                try:
+                    await self._hold(kernel_id)
+                except NotEnforceable as error:
+                    self._edge.say(kernel_id, f"Limit not heeded: {error}.")
         finally:
             del self._holding[kernel_id]

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from jupyter_kernelpool.allowance import Allowance
@@ -30,6 +30,7 @@ FULL = 0.9  # of the processes allowed: a refusal below it was the sum's
 BATCH = 1 << 20  # bytes; memory is charged by some pages at once
 EXITING = 0x4  # among the flags of /proc/PID/stat (PF_EXITING, include/linux/sched.h)
 KILL = 1 << (signal.SIGKILL - 1)
+LEAST_SPAN = 0.4  # seconds over which cores are told: a moment's work is no reason to tell that it is slowed down
 WORTH_COUNTING = 0.05  # of the limit: exact memory is dear to read
 
 
@@ -37,7 +38,8 @@ WORTH_COUNTING = 0.05  # of the limit: exact memory is dear to read
 class Watched:
     """What is known of a kernel's group since its present process came.
 
-    *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before.
+    *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before,
+    with the processor's part of that *at*, over which cores are told.
     *short* is how often memory had been refused by then, for the group's own limit and for the sum's. So many killed
     processes are *told* of already.
     """
@@ -45,13 +47,14 @@ class Watched:
     pid: int
     allowance: Allowance
     uncharged: int
-    began: Tally
     tally: Tally
     at: float
     short: tuple[int | None, int | None]
     told: int
     pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
+    cores: float | None = None
     throttled: int = 0
+    refused: int = 0  # processes that were killed for a limit of ours
     peak: int = 0
 
 
@@ -168,18 +171,17 @@ class CgroupEnforcer(Enforcer):
         pending = "memory" in limits and self._exceeds(group, allowance.memory)
         self._limit(group, allowance, limits - {"memory"} if pending else limits)
         if present is not None and present.pid == subject.pid:
+            if allowance.memory and not present.allowance.memory:
+                present.uncharged = self._uncharged(subject, groups.members(group), allowance, tally.charged)
             present.allowance, present.pending = allowance, pending
             return
         groups.forget_highest(group)
         pids = [one.pid for one in scan().tree(subject.pid)] or [subject.pid]
-        memory = read_memory(pids) if allowance.memory else {}
+        uncharged = self._uncharged(subject, pids, allowance, 0)
         for pid in pids:
             groups.put(group, pid)
-        uncharged = charge(subject.pid, memory, inherited=subject.inherited) if memory else 0
-        if uncharged < WORTH_COUNTING * allowance.memory:
-            uncharged = 0
         self._watched[subject.kernel_id] = Watched(
-            subject.pid, allowance, uncharged, tally, tally, time.monotonic(), self._short(group), tally.killed, pending
+            subject.pid, allowance, uncharged, tally, time.monotonic(), self._short(group), tally.killed, pending
         )
 
     def _limit(self, group: str, allowance: Allowance, limits: frozenset[str]) -> None:
@@ -199,26 +201,37 @@ class CgroupEnforcer(Enforcer):
         now, before, allowance = time.monotonic(), watched.tally, watched.allowance
         group = group_of(subject.kernel_id)
         used: dict[str, float] = {"memory": self._memory(group, subject, watched, tally.charged)}
-        if now > watched.at:
-            used["cpu"] = max(0.0, tally.cpu - before.cpu) / (now - watched.at)
+        if spans := now - watched.at >= LEAST_SPAN:
+            watched.cores = max(0.0, tally.cpu - before.cpu) / (now - watched.at)
+            watched.throttled += tally.throttled - before.throttled > SLOWED * (tally.periods - before.periods)
+        if watched.cores is not None:
+            used["cpu"] = watched.cores
         used["processes"] = tally.processes
         asked_for_more = tally.refused > before.refused
         if asked_for_more and (not self._total.processes or 0 < FULL * allowance.processes <= tally.processes):
             used["processes"] = max(tally.processes, allowance.processes + 1)
         elif asked_for_more:
             self._refused_together = True
-        if tally.throttled - before.throttled > SLOWED * (tally.periods - before.periods):
-            watched.throttled += 1
         if watched.pending and not self._exceeds(group, allowance.memory):
-            watched.pending = False
-            self._limit(group, allowance, frozenset({"memory"}))
+            self._limit_at_last(group, watched)
         watched.told = tally.killed
-        killed = tally.killed - watched.began.killed
         if tally.killed > before.killed:  # else files that it read may be in the highest
             watched.peak = max(watched.peak, self._groups.highest(group))
-        watched.tally, watched.at = tally, now
-        refused = {"memory": killed} if killed and self._fell_short(group, watched) else {}
+            if self._fell_short(group, watched):
+                watched.refused += tally.killed - before.killed
+        if spans:
+            watched.tally, watched.at = tally, now
+        else:
+            watched.tally = replace(tally, cpu=before.cpu, throttled=before.throttled, periods=before.periods)
+        refused = {"memory": watched.refused} if watched.refused else {}
         return Reading(used, watched.peak, refused, watched.throttled)
+
+    def _limit_at_last(self, group: str, watched: Watched) -> None:
+        try:
+            self._limit(group, watched.allowance, frozenset({"memory"}))
+        except OSError:  # it uses too much again: at the next look
+            return
+        watched.pending = False
 
     def _short(self, group: str) -> tuple[int | None, int | None]:
         return self._groups.short(group), self._groups.short("")
@@ -247,6 +260,14 @@ class CgroupEnforcer(Enforcer):
             exact = max(exact, min(exact + watched.uncharged, whole))
         watched.peak = max(watched.peak, exact)
         return exact
+
+    def _uncharged(self, subject: Subject, pids: list[int], allowance: Allowance, charged: int) -> int:
+        """Of the memory of these processes what the group is not charged, who is *charged* so much; 0 where nobody
+        asks, or it does not matter."""
+        if not allowance.memory:
+            return 0
+        uncharged = charge(subject.pid, read_memory(pids), inherited=subject.inherited) - charged
+        return uncharged if uncharged >= WORTH_COUNTING * allowance.memory else 0
 
     def _exceeds(self, group: str, memory: int) -> bool:
         """Whether it uses more than a hard limit would let it: one that is set nevertheless ends it at once."""

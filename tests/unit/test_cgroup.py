@@ -80,6 +80,23 @@ def test_a_childs_end_is_told_and_blamed_for_nothing_later(kp_enforcer, kp_worke
     assert kp_enforcer.why_ended(kp_worker.subject) is None
 
 
+def test_child_is_told_once_however_the_limit_changes(kp_enforcer, kp_worker):
+    for number in (1, 2):  # as with cells that ask for a limit of their own
+        kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
+        assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
+        assert read(kp_enforcer, kp_worker).refused == {"memory": number}
+        kp_enforcer.hold(kp_worker.subject, Allowance(), kp_enforcer.holds)
+        assert read(kp_enforcer, kp_worker).refused == {"memory": number}
+
+
+def test_memory_from_before_it_was_limited_counts(kp_enforcer, kp_worker):
+    kp_worker.ask(f"len(globals().setdefault('early', bytearray({200 * MIB})))")
+    kp_enforcer.hold(kp_worker.subject, Allowance(cpu=1.0), kp_enforcer.holds)
+    kp_worker.ask(f"len(globals().setdefault('late', bytearray({40 * MIB})))")
+    kp_enforcer.hold(kp_worker.subject, Allowance(cpu=1.0, memory=300 * MIB), kp_enforcer.holds)
+    assert 240 * MIB <= read(kp_enforcer, kp_worker).used["memory"] < 290 * MIB
+
+
 def test_kernel_that_is_being_killed_is_not_taken_for_a_child_of_its(kp_enforcer, kp_worker, monkeypatch):
     kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
     assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
@@ -123,6 +140,20 @@ def test_limit_below_what_is_used_is_set_once_that_is_freed(kp_enforcer, kp_work
     assert eat(kp_worker, 200 * MIB) == -signal.SIGKILL
 
 
+def test_limit_that_can_not_be_set_yet_is_tried_again_and_keeps_no_other_from_being_read(
+    kp_enforcer, kp_worker, monkeypatch
+):
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=400 * MIB), kp_enforcer.holds)
+    kp_worker.ask(f"len(globals().setdefault('kept', bytearray({300 * MIB})))")
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
+    kp_worker.ask("globals().pop('kept') and 0")
+    with monkeypatch.context() as patch:
+        patch.setattr(kp_enforcer, "_limit", lambda *_: (_ for _ in ()).throw(OSError("busy")))
+        assert read(kp_enforcer, kp_worker).used["memory"] < 100 * MIB
+    read(kp_enforcer, kp_worker)
+    assert eat(kp_worker, 200 * MIB) == -signal.SIGKILL
+
+
 def test_processor_is_held_and_only_a_lasting_want_is_told(kp_enforcer, kp_worker):
     kp_enforcer.hold(kp_worker.subject, Allowance(cpu=0.25), kp_enforcer.holds)
     read(kp_enforcer, kp_worker)
@@ -136,10 +167,13 @@ def test_processor_is_held_and_only_a_lasting_want_is_told(kp_enforcer, kp_worke
         for _ in range(3):
             time.sleep(1)
             used.append(kp_enforcer.read([Subject("busy", loop.pid)], frozenset())["busy"])
+        time.sleep(0.15)
+        quick = kp_enforcer.read([Subject("busy", loop.pid)], frozenset())["busy"]
     finally:
         loop.kill()
         loop.wait()
     assert [reading.throttled for reading in used] == [1, 2, 3]
+    assert quick.throttled == 3, "a look at once, in which it may have been paused all the time"
     assert all(0.01 < reading.used["cpu"] < 0.1 for reading in used[1:])
 
 

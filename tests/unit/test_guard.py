@@ -14,6 +14,7 @@ from traitlets.config import Config
 
 from jupyter_kernelpool import consequences
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.cell_ends import CellEnd
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import Loosens, NotEnforceable
 from jupyter_kernelpool.events import Events
@@ -569,14 +570,14 @@ async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, m
     await bench.start("k", 1, memory=10)
     client = Client()
     bench.edge.enter("k", client)
-    header = {"msg_id": "cell"}
-    await bench.guard.settle("k", header)
+    header, brief = {"msg_id": "cell"}, CellEnd({"msg_id": "cell"}, brief=True)
+    await bench.guard.settle("k", brief)
     assert client.heard == [], "nothing was killed"
     while "k" not in bench.guard._readings:
         await asyncio.sleep(0.01)  # its first look is not to be the one that finds it
     bench.enforcer.killed[1] = 1
     async with asyncio.timeout(20):  # long before the next look would be
-        await bench.guard.settle("k", header)
+        await bench.guard.settle("k", brief)
     assert [parent for _, parent in client.heard] == [header]
     assert "A process that the kernel had started was ended" in client.heard[0][0]
     bench.edge.say("k", "later")
@@ -584,17 +585,111 @@ async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, m
     await bench.guard.close()
 
 
-async def test_answers_are_kept_back_where_the_system_kills_and_memory_is_limited_only(kp_bench):
+async def test_answers_are_kept_back_where_a_limit_may_have_been_crossed(kp_bench):
+    brief, long = CellEnd({}, brief=True), CellEnd({})
     bench = kp_bench(enforcers=[KillingEnforcer])
-    assert not bench.guard.kills_at_once("k"), "unknown"
+    assert not bench.guard.looks_at_ends("k"), "unknown"
     await bench.start("k", 1, memory=10)
-    assert bench.guard.kills_at_once("k")
+    assert bench.guard.looks_at_ends("k")
+    assert bench.guard.is_worth_a_look("k", brief), "however quickly something is killed"
     bench = kp_bench()
     await bench.start("k", 1, memory=10)
-    assert not bench.guard.kills_at_once("k"), "the guard itself ends it"
+    assert bench.guard.looks_at_ends("k")
+    assert [bench.guard.is_worth_a_look("k", end) for end in (brief, long)] == [False, True]
+    assert not bench.guard.is_worth_a_look("k", CellEnd({}, brief=True, refused="processes")), "they are not limited"
+    bench = kp_bench({"processes": 10})
+    await bench.start("k", 1, processes=1)
+    assert bench.guard.is_worth_a_look("k", CellEnd({}, brief=True, refused="processes"))
     bench = kp_bench({"cpu": 1.0}, enforcers=[KillingEnforcer])
     await bench.start("k", 1, cpu=0.1)
-    assert not bench.guard.kills_at_once("k")
+    assert not bench.guard.looks_at_ends("k"), "it is only slowed down"
+
+
+async def test_limit_that_a_cell_crossed_is_told_in_it_though_it_is_over(kp_bench, monkeypatch):
+    bench = kp_bench(interval=60)
+    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))  # its own loop runs
+    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    await bench.start("k", 1, memory=10)
+    await bench.start("other", 2, memory=10)
+    client = Client()
+    bench.edge.enter("k", client)
+    while "k" not in bench.guard._readings:
+        await asyncio.sleep(0.01)
+    bench.enforcer.used[1]["memory"] = 105
+    await bench.guard.settle("k", CellEnd({"msg_id": "cell"}))
+    assert [parent["msg_id"] for _, parent in client.heard] == ["cell"]
+    assert "Interrupted" in client.heard[0][0]
+    bench.enforcer.used[1]["memory"] = 500
+    await bench.guard.settle("k", CellEnd({"msg_id": "second"}))
+    assert bench.trees == [1]
+    assert [parent["msg_id"] for _, parent in client.heard] == ["cell", "second"], "also what it ended by"
+    await bench.guard.close()
+
+
+async def test_look_under_way_may_have_read_what_is_to_be_told(kp_bench, monkeypatch):
+    bench = kp_bench(enforcers=[KillingEnforcer], interval=60)
+    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))
+    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    reading, going_on = threading.Event(), threading.Event()
+    bench.enforcer.on_read = lambda: (reading.set(), going_on.wait(20))
+    monkeypatch.setattr(bench.enforcer, "has_killed", lambda subject: False)  # it is read, and not judged yet
+    await bench.start("k", 1, memory=10)
+    bench.enforcer.killed[1] = 1
+    client = Client()
+    bench.edge.enter("k", client)
+    await asyncio.to_thread(reading.wait, 20)
+    settling = asyncio.create_task(bench.guard.settle("k", CellEnd({"msg_id": "cell"}, brief=True)))
+    await asyncio.sleep(0.05)
+    assert not settling.done()
+    going_on.set()
+    await settling
+    assert [parent["msg_id"] for _, parent in client.heard] == ["cell"]
+    await bench.guard.close()
+
+
+async def test_refused_file_is_told_in_its_cell_once_though_all_are_closed_again(kp_bench, monkeypatch):
+    bench = kp_bench({"open_files": 200}, enforcers=[OtherEnforcer], interval=60)
+    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))
+    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    await bench.start("k", 1, open_files=60)
+    client = Client()
+    bench.edge.enter("k", client)
+    await bench.guard.settle("k", CellEnd({"msg_id": "cell"}, brief=True, refused="open_files"))
+    assert bench.told() == ["refused"]
+    assert [parent["msg_id"] for _, parent in client.heard] == ["cell"]
+    assert bench.guard.breaches["k"].seen == 200
+    await bench.look()
+    bench.enforcer.used[1]["open_files"] = 199
+    await bench.guard.settle("k", CellEnd({"msg_id": "next"}, brief=True, refused="open_files"))
+    assert bench.told() == ["refused", "refused"], "another crossing, which was looked at: told once"
+    await bench.guard.close()
+
+
+async def test_kernel_that_ended_keeps_nobody_waiting_for_a_look(kp_bench, monkeypatch):
+    bench = kp_bench()
+    await bench.start("ended", 1, memory=60, cpu=1.0)
+    await bench.start("other", 2, memory=1, cpu=0.0)
+    await bench.look()
+    assert bench.guard._is_near(bench.guard._watched())
+    bench.enforcer.used[1]["memory"] = 500
+    await bench.look()
+    assert bench.trees == [1]
+    assert not bench.guard._is_near(bench.guard._watched())
+
+
+async def test_cell_that_begins_beside_a_kernel_near_its_limit_is_looked_at_after_an_interval(kp_bench, monkeypatch):
+    bench = kp_bench(interval=1.0)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    await bench.start("near", 1, memory=60, cpu=1.0)
+    await bench.start("k", 2, memory=1, cpu=0.0)
+    await bench.look()
+    assert bench.guard._due(bench.guard._watched()).keys() == {"near", "k"}
+    clock[0] += 0.5
+    assert bench.guard._due(bench.guard._watched()).keys() == {"near"}
+    begins(bench, "cell")
+    clock[0] += 0.5
+    assert bench.guard._due(bench.guard._watched()).keys() == {"near", "k"}
 
 
 # -- what a single execution asks for ---------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from jupyter_client.session import Session
 
+from jupyter_kernelpool.cell_ends import CellEnd
 from jupyter_kernelpool.held_replies import HeldReplies
 
 
@@ -47,16 +49,20 @@ class Guard:
     """Settles when the test says so."""
 
     def __init__(self) -> None:
-        self.kills = True
+        self.looks = True
+        self.brief_too = True
         self.settled = asyncio.Event()
         self.asked: list[dict[str, Any]] = []
         self.fails = False
 
-    def kills_at_once(self, kernel_id: str) -> bool:
-        return self.kills
+    def looks_at_ends(self, kernel_id: str) -> bool:
+        return self.looks
 
-    async def settle(self, kernel_id: str, header: dict[str, Any]) -> None:
-        self.asked.append(header)
+    def is_worth_a_look(self, kernel_id: str, end: CellEnd) -> bool:
+        return self.brief_too or not end.brief or end.refused is not None
+
+    async def settle(self, kernel_id: str, end: CellEnd) -> None:
+        self.asked.append(end.header)
         if self.fails:
             raise RuntimeError("no such file")
         await self.settled.wait()
@@ -84,8 +90,10 @@ class Connection(HeldReplies, Stock):
         self._awaited[header["msg_id"]] = header
         return header
 
-    def hears(self, kind: str, parent: dict[str, Any], channel: str = "shell") -> None:
-        message = SESSION.msg(kind, content={}, parent=parent)
+    def hears(self, kind: str, parent: dict[str, Any], channel: str = "shell", *, error: str = "") -> None:
+        content = {"status": "error", "ename": "OSError", "evalue": error} if error else {"status": "ok"}
+        started = datetime.now(UTC).isoformat().replace("+00:00", "Z")  # as ipykernel writes it
+        message = SESSION.msg(kind, content=content, parent=parent, metadata={"started": started})
         self.handle_outgoing_message(channel, SESSION.serialize(message))
 
 
@@ -111,12 +119,25 @@ async def test_answer_and_what_follows_it_wait_in_order_and_all_else_does_not() 
     assert connection.passed[-2:] == ["inspect_reply", "inspect_reply"], "at once"
 
 
-@pytest.mark.parametrize("kills", [True, False])
-async def test_answer_to_another_client_or_of_a_kernel_of_which_nothing_is_killed_does_not_wait(kills: bool) -> None:
+@pytest.mark.parametrize("looks", [True, False])
+async def test_answer_to_another_client_or_of_a_kernel_without_limits_does_not_wait(looks: bool) -> None:
     connection = Connection()
-    connection.guard.kills = kills
-    connection.hears("execute_reply", {"msg_id": "another's"} if kills else connection.ask())
+    connection.guard.looks = looks
+    connection.hears("execute_reply", {"msg_id": "another's"} if looks else connection.ask())
     assert connection.passed == ["execute_reply"]
+
+
+async def test_answer_to_a_brief_cell_waits_only_if_something_was_refused() -> None:
+    connection = Connection()
+    connection.guard.brief_too = False
+    connection.hears("execute_reply", connection.ask())
+    assert connection.passed == ["execute_reply"]
+    connection.hears("execute_reply", connection.ask(), error="[Errno 2] No such file or directory: 'x'")
+    assert connection.passed == ["execute_reply"] * 2
+    connection.hears("execute_reply", connection.ask(), error="[Errno 24] Zu viele offene Dateien: 'x'")
+    await turn()
+    assert len(connection.guard.asked) == 1
+    assert connection.passed == ["execute_reply"] * 2
 
 
 async def test_answer_that_was_given_in_the_name_of_the_kernel_meanwhile_is_not_given_twice() -> None:
