@@ -61,6 +61,10 @@ LIMITS = (
     Limit("supervisor_pss", " MiB", 8),
 )
 
+AT_REST = {"server_fds": 24, "server_threads": 16, "supervisor_fds": 4, "supervisor_threads": 0}
+"""How much more there may be of each when no kernel is left than before the first one: a slope alone can hide what is
+left of some of the faults, since each websocket and each kernel of the moment has descriptors, too."""
+
 
 @dataclass(frozen=True)
 class Slope:
@@ -176,6 +180,16 @@ def judge_slopes(samples: Sequence[Mapping[str, float]], seconds: float, verdict
         if one.leaks
     ]
     return slopes
+
+
+def judge_rest(before: Mapping[str, float], after: Mapping[str, float], verdict: Verdict) -> None:
+    """Add to *verdict* what is left at rest that was not there before."""
+    more = {figure: after[figure] - before[figure] for figure in AT_REST if figure in before and figure in after}
+    verdict.leaks += [
+        f"{figure}: {more[figure]:g} more at rest than before (allowed: {allowed})"
+        for figure, allowed in AT_REST.items()
+        if more.get(figure, 0) > allowed
+    ]
 
 
 def count_outcomes(executions: Iterable[Execution]) -> Counter[str]:

@@ -19,7 +19,7 @@ from benchmarks.chaos.clients import Person
 from benchmarks.chaos.faults import Faults, describe
 from benchmarks.chaos.house import House
 from benchmarks.chaos.journal import Journal
-from benchmarks.chaos.judge import Slope, Verdict, count_outcomes, judge_executions, judge_slopes
+from benchmarks.chaos.judge import Slope, Verdict, count_outcomes, judge_executions, judge_rest, judge_slopes
 from benchmarks.chaos.samples import describe_processes, find_files, find_processes, sample
 from benchmarks.machine import describe_machine
 from benchmarks.servers import Server, start_server
@@ -107,6 +107,7 @@ class Chaos:
         """Fill in the verdict."""
         ran = Counter(self._ran.read_text(encoding="ascii").split())
         judge_executions(self.journal.executions, ran, self.journal.faults, self.verdict)
+        judge_rest(self.before, self.after, self.verdict)
         self.verdict.failures += self.journal.failures
         start = self.samples[0]["at"] if self.samples else 0.0
         moved = [{**one, "at": one["at"] - start} for one in self.samples]

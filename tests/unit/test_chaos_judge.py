@@ -21,6 +21,7 @@ from benchmarks.chaos.judge import (
     count_outcomes,
     fit,
     judge_executions,
+    judge_rest,
     judge_slopes,
     measure_slope,
 )
@@ -119,6 +120,16 @@ def test_growth_within_the_noise_is_no_leak() -> None:
 def test_growth_in_the_first_half_is_not_counted() -> None:
     points = [{"at": at * 10.0, "server_fds": float(min(at, 90))} for at in range(181)]
     assert measured(points).slope == pytest.approx(0.0)
+
+
+def test_descriptors_that_are_left_at_rest_are_a_leak() -> None:
+    verdict = Verdict()
+    judge_rest(
+        {"server_fds": 12, "server_pss": 80, "supervisor_fds": 9}, {"server_fds": 22, "server_pss": 230}, verdict
+    )
+    assert verdict.good, "memory that was freed is kept for the next kernels"
+    judge_rest({"server_fds": 12}, {"server_fds": 112}, verdict)
+    assert verdict.leaks == ["server_fds: 100 more at rest than before (allowed: 24)"]
 
 
 def test_slopes_of_a_short_run_are_shown_and_not_judged() -> None:
