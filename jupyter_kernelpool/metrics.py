@@ -31,7 +31,7 @@ CLAIM_WAIT = Histogram(
 )
 START = Histogram(
     "jupyter_kernelpool_start_seconds",
-    "Time from asking for a kernel to its being ready, by the way it came to be",
+    "Time from asking for a kernel to its being ready, by the way it came to be; of cold ones, to its process",
     ["way"],
     buckets=QUICK,
 )
