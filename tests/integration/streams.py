@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed
@@ -45,6 +46,11 @@ class Heard:
             return fitting[count - 1] if len(fitting) >= count else None
 
         return dict(self.wait_for(found, f"{count} × {name} of {kernel}"))
+
+
+def came(event: dict[str, Any]) -> float:
+    """When the event happened, as it says itself: seconds since the epoch."""
+    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 @contextlib.contextmanager
