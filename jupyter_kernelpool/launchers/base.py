@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.lifecycle import Record
 from jupyter_kernelpool.metrics import record_born
 from jupyter_kernelpool.process import Process
@@ -64,3 +66,15 @@ class Launcher(ABC):
         record = Record(recipe=self.recipe.name, way=self.way, born=time.time())
         record_born(record)
         return record
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """A channel's two ends, ours and the process's.
+
+    Raises `LaunchFailed` where this process can have no more descriptors: no fault of the recipe's, and tried
+    again as soon as any launch that failed.
+    """
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise LaunchFailed(f"no socket for it: {error.strerror}") from error

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 
 from jupyter_kernelpool.errors import Unfit
-from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.launchers.base import Launcher, socket_pair
 from jupyter_kernelpool.launchers.confined import is_prefixed, kill_prefix, prove
 from jupyter_kernelpool.launchers.template import kernelside_command, kernelside_settings
 from jupyter_kernelpool.process import Process, until_ready
@@ -32,7 +31,7 @@ class SpawnLauncher(Launcher):
         return [interpreter, *_site_packages(interpreter)]
 
     async def launch(self, *, ahead: bool = True) -> Process:
-        ours, its = socket.socketpair()
+        ours, its = socket_pair()
         process = Process(self.new_record(), self.supervision, ours)
         try:
             with its:

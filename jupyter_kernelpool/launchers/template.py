@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from jupyter_kernelpool.channel import Channel
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
-from jupyter_kernelpool.launchers.base import Launcher
+from jupyter_kernelpool.launchers.base import Launcher, socket_pair
 from jupyter_kernelpool.launchers.confined import NOT_ENFORCEABLE, is_prefixed, prove
 from jupyter_kernelpool.launchers.forks import Forks
 from jupyter_kernelpool.process import Process
@@ -89,7 +88,7 @@ class TemplateLauncher(Launcher):
             raise Unfit(reason, reason=reason, traceback="")
         await self.close()
         await prove(self.recipe)
-        ours, its = socket.socketpair()
+        ours, its = socket_pair()
         ready = self._ready = asyncio.get_running_loop().create_future()
         self._channel = Channel(ours, self._heard, self._lost)
         try:
@@ -123,7 +122,7 @@ class TemplateLauncher(Launcher):
     async def launch(self, *, ahead: bool = True) -> Process:
         if self._channel is None or self._channel.closed:
             raise LaunchFailed("the template is gone")
-        ours, its = socket.socketpair()
+        ours, its = socket_pair()
         process = Process(self.new_record(), self.supervision, ours)
         await self._forks.order(self._channel, process, its, timeout=self.recipe.settings.load_timeout, ahead=ahead)
         return process
