@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -14,6 +16,38 @@ from .browsers import browser
 from .conftest import TOKEN, Server, eventually, gone
 
 pytestmark = pytest.mark.integration
+
+# What a code runner was asked to have: at least 2 kernels ready and 5 at most, idle 300 s, health every 30 s with 3
+# retries, a backoff of 2 and 10 s for a probe, 600 s for what a websocket waits for, pings 30/10, and a wait of 30 s.
+CODERUNNER = {
+    "KernelPool": {"warm": 2, "max_warm": 5, "max_kernels": 5, "exhausted": "wait", "wait_timeout": 30},
+    "KernelCuller": {"idle_timeout": 300, "connected": True},
+    "KernelHealth": {"interval": 30, "retries": 3, "backoff": 2, "timeout": 10, "on_unresponsive": "restart"},
+    "KernelLimits": {"execution_timeout": 600},
+    "ServerApp": {"websocket_ping_interval": 30, "websocket_ping_timeout": 10},
+}
+# An extension that tells what a server goes by in the end.
+SHOWS = """
+import json
+from types import SimpleNamespace
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+def _load_jupyter_server_extension(app):
+    class Settings(APIHandler):
+        @web.authenticated
+        def get(self):
+            manager = app.kernel_manager
+            parts = {
+                "KernelPool": manager.pool, "KernelCuller": manager.culler.settings,
+                "KernelHealth": manager.care.settings, "KernelLimits": manager.guard.limits,
+                "ServerApp": SimpleNamespace(**app.web_app.settings),
+            }
+            wanted = json.loads(self.get_query_argument("wanted"))
+            self.finish({part: {name: getattr(parts[part], name) for name in wanted[part]} for part in wanted})
+
+    app.web_app.add_handlers(".*", [("/settings", Settings)])
+"""
 
 
 def test_hub_has_nothing_warm_before_the_first_kernel_and_nothing_left_when_unused(
@@ -54,6 +88,13 @@ def test_coderunner_has_its_numbers(kp_start: Callable[..., Server]) -> None:
         "execution_timeout": 600, "memory": 1 << 30, "output": 10 << 20, "cpu": 0.8,
     }  # fmt: skip
     assert "idle for 300 s" in model["cull"]["why"]
+
+
+def test_coderunner_goes_by_all_numbers_that_were_asked_for(kp_start: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "shows.py").write_text(SHOWS)
+    server = kp_start("--KernelPool.preset=coderunner", extensions=("shows",), PYTHONPATH=str(tmp_path))
+    wanted = quote(json.dumps({part: list(names) for part, names in CODERUNNER.items()}))
+    assert server.call(f"/settings?wanted={wanted}") == (200, CODERUNNER)
 
 
 def mute(server: Server, path: str) -> socket.socket:
