@@ -82,12 +82,12 @@ def test_an_owners_kernels_share_memory_and_anothers_are_left_alone(
         ask_as(server, user, "/api/kernels", {"name": "python3"})[2]["id"] for user in ("ada", "ada", "bob")
     )
     with browser(server, small) as one, browser(server, large) as two, browser(server, others) as bob:
-        assert bob.execute("block = bytearray(400 << 20); print(1)") == "1"
+        assert bob.execute("block = bytearray(350 << 20); print(1)") == "1"
         assert one.execute("block = bytearray(200 << 20); print(1)") == "1"
         two.send("execute_request", execution("block = bytearray(350 << 20)"))
         eventually(lambda: server.call(f"/api/kernels/{large}")[1]["execution_state"] == "dead", "the larger one ends")
         assert one.execute("print(len(block))") == str(200 << 20)
-        assert bob.execute("print(len(block))") == str(400 << 20)
+        assert bob.execute("print(len(block))") == str(350 << 20)
     reason = server.call(f"/api/kernels/{large}")[1]["reason"]
     assert "owner ada" in reason
     assert "500 MB allowed" in reason
