@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jupyter_kernelpool.limits.settings import KernelLimits
 
 MEASURED = frozenset({"memory", "cpu", "processes", "open_files"})
 NOBODY = "no enforcer in KernelLimits.enforcers holds it"
+UNSEEN = frozenset({"runsc"})  # programs of a `launch_prefix` that keep a kernel's memory apart from its processes
 ELSEWHERE = "the kernel's process is not held by this server"
 
 
@@ -51,6 +53,7 @@ class Allowances:
         """The kernel gets a process; *own* are the limits of a fork that has its parent's. Raises `NotEnforceable`."""
         allowance = own or self._own.get(kernel_id) or self.for_kernelspec(kernel_name)
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
+        self._refuse_unseen(allowance, kernel_name)
         self._known[kernel_id] = allowance
         self._asked.pop(kernel_id, None)  # nothing of its former process runs any more
         if own is not None:
@@ -110,6 +113,7 @@ class Allowances:
         present = self.of(kernel_id)
         changed = present.changed(changes) if self._limits.allow_loosen else present.tightened(changes)
         self.refuse_unenforceable(changed, f"kernel {kernel_id}")
+        self._refuse_unseen(changed, self._manager.get_kernel(kernel_id).kernel_name)
         self._own[kernel_id] = changed
         return changed
 
@@ -166,6 +170,20 @@ class Allowances:
                     limit=limit,
                     needed=needed,
                 )
+
+    def _refuse_unseen(self, allowance: Allowance, kernel_name: str) -> None:
+        """Raise `NotEnforceable` for a limit on memory that what stands in front of such kernels would hide."""
+        prefix = self._manager.pool.settings_for(kernel_name).sandbox.launch_prefix
+        hides = bool(prefix) and os.path.basename(prefix[0]) in UNSEEN
+        if not hides or not (allowance.memory or self._limits.total.memory) or self._held.by["memory"].charges:
+            return
+        needed = "control groups (KernelLimits.enforcers), in which the server may make its own"
+        raise NotEnforceable(
+            f"kernels of {kernel_name} have a limit on memory, and {prefix[0]} keeps theirs apart from their "
+            f"processes, which {self._held.by['memory'].name} looks at: it takes {needed}",
+            limit="memory",
+            needed=needed,
+        )
 
     def who_holds(self, limit: str) -> tuple[str | None, str | None]:
         """The name of what holds kernels to *limit* here; else why nothing does."""

@@ -47,6 +47,7 @@ class Enforcer(ABC):
     """
 
     kills: ClassVar[bool] = False  # it has the operating system kill what takes too much memory, at once
+    charges: ClassVar[bool] = False  # it holds what a kernel is charged for, also if that is in none of its processes
     exact = False  # memory is to be told exactly however little it is: the guard sums it up
     name: ClassVar[str]
     holds: ClassVar[frozenset[str]]  # the limits that it can hold where the machine lets it

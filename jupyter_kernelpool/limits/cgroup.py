@@ -64,6 +64,7 @@ class CgroupEnforcer(Enforcer):
     name = "cgroup"
     holds = frozenset(NEEDS)
     kills = True
+    charges = True
 
     def __init__(self, headroom: float) -> None:
         super().__init__(headroom)

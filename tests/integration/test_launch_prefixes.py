@@ -122,6 +122,16 @@ def test_kernel_behind_it_works_and_sigkill_of_the_server_leaves_nothing(
     nothing_left(before.left)
 
 
+def test_memory_that_a_watchdog_would_not_see_is_refused(start: Callable[..., Server], kp_way: Way) -> None:
+    server = start(*ENFORCERS["watchdog"], "--KernelLimits.memory=500M")
+    status, answer = server.call("/api/kernels", "POST", {"name": "aside"})
+    if kp_way.program == "runsc":
+        assert (status, answer["code"]) == (501, "not_enforceable")
+        assert "runsc keeps theirs apart from their processes" in answer["message"]
+    else:
+        assert status == 201
+
+
 def test_kernel_behind_it_is_held_to_its_memory_by_a_cgroup(start: Callable[..., Server]) -> None:
     # No restart by itself: what gVisor runs may be killed before runsc ends, which is then told as a death.
     server = start(*ENFORCERS["cgroup"], "--KernelLimits.memory=500M", "--KernelManager.autorestart=False")

@@ -21,6 +21,7 @@ from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
 from jupyter_kernelpool.limits.settings import KernelLimits
+from jupyter_kernelpool.sandbox import Sandbox
 
 MB = 1 << 20
 
@@ -121,6 +122,7 @@ class FakeManager(dict[str, FakeKernel]):
         self.recipes: dict[str, Any] = {}
         self.pids: frozenset[int] = frozenset()
         self.limits: Any = tuple(limits.items())
+        self.sandbox = Sandbox()
         self.brought_back: list[tuple[str, bool]] = []
         self.cannot: Exception | None = None
 
@@ -210,6 +212,22 @@ async def test_kernel_is_warned_interrupted_given_time_and_ended(kp_bench, monke
     assert kernel.stays_dead_for is bench.guard.breaches["k"]
     assert bench.manager.brought_back == []
     assert bench.edge.unread["k"], "a client that comes later is told"
+
+
+@pytest.mark.parametrize("traits", [{}, {"total_memory": 500}])
+async def test_memory_that_is_in_no_process_is_refused_where_only_processes_are_looked_at(kp_bench, traits):
+    bench = kp_bench({} if traits else {"memory": 100}, **traits)
+    bench.manager.sandbox = Sandbox(launch_prefix=("/usr/bin/runsc", "do", "--"))
+    with pytest.raises(NotEnforceable, match="runsc keeps theirs apart from their processes, which fake looks at"):
+        await bench.start("k", 1)
+    assert not bench.guard._subjects
+    bench.enforcer.charges = True
+    await bench.start("k", 1)
+    bench = kp_bench({"processes": 100})
+    bench.manager.sandbox = Sandbox(launch_prefix=("runsc", "do", "--"))
+    await bench.start("k", 1)
+    with pytest.raises(NotEnforceable):
+        await bench.guard.change("k", {"memory": 50})
 
 
 async def test_enforcer_that_fails_keeps_no_other_from_being_heard(kp_bench, caplog):
