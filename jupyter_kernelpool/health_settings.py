@@ -21,7 +21,8 @@ class KernelHealth(LoggingConfigurable):
         min=0,
         config=True,
         help="""Seconds between two nudges of a kernel: questions on its control channel and its heartbeat, which run no
-        code in it. 0 asks never. The pause grows while a kernel does not answer.""",
+        code in it. 0 asks never. The pause grows while a kernel does not answer. Warm kernels are asked as often, over
+        their private sockets.""",
     )
     timeout = Float(
         10.0,

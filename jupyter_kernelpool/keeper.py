@@ -37,7 +37,7 @@ from jupyter_kernelpool.recipe_pool import RecipePool
 INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
 SHORTEST_REST = 0.01
-CHECK_EVERY = 30.0
+CHECK_EVERY = 30.0  # as `KernelHealth.interval`, by which the kernel manager goes
 LOOK_AT_HOST_EVERY = 1.0
 GIVEN_BACK_WITHIN = 3.0  # seconds in which a process has ended, and the host was looked at again
 LOOK_FOR_KERNELSPEC_EVERY = 5.0
@@ -86,6 +86,7 @@ class Keeper:
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
         self._gave_up_at = float("-inf")  # when a warm kernel was last ended for want of memory
+        self.check_every = CHECK_EVERY  # seconds between two questions to warm kernels; 0: none without suspicion
         self.rounds = [Round("supervise", SUPERVISE_EVERY, self._supervise, self._is_unsupervised)]
 
     def start(self) -> None:
@@ -139,8 +140,9 @@ class Keeper:
         for pool in self.pool.pools.values():
             pool.notice_lost_launcher()
             pool.end_restless()
-            if pool.warm and (pool.suspect or now - pool.checked > CHECK_EVERY):
-                pool.suspect, pool.checked = False, now
+            due = 0 < self.check_every < now - pool.checked
+            if pool.warm and not pool.is_checking and (pool.suspect or due):
+                pool.suspect, pool.is_checking, pool.checked = False, True, now
                 self._begin(pool.check(), pool)
         actions = plan(self.view(), self.pool.policy, time.monotonic())
         for action in actions:

@@ -105,6 +105,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.events.listen(self._note_ready)
         self.unheard = Unheard(self, self.edge)
         self.care = Care(self, KernelHealth(**made), self.edge, self.events, self.chronicle)
+        self.keeper.check_every = self.care.settings.interval
         self.keeper.rounds.append(
             Round("nudge", LOOK_AFTER_EVERY, self.care.look, lambda: self.care.has_work, lambda: self.care.due)
         )

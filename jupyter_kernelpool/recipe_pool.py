@@ -36,6 +36,7 @@ STOPPED = frozenset("Tt")
 REMEMBERED_CLAIMS = 1000
 RESTLESS = 0.3
 RESTLESS_FOR = 5.0
+CHECKED_AT_ONCE = 8
 MEASURE_EVERY = 30.0  # what warm kernels have for themselves: 1 ms each
 
 
@@ -92,6 +93,7 @@ class RecipePool:
         self._memory_at = 0.0
         self.suspect = False  # a kernel of it did not answer at its claim
         self.checked = time.monotonic()
+        self.is_checking = False
 
     # -- what it looks like -------------------------------------------------------------------------
 
@@ -261,14 +263,25 @@ class RecipePool:
             self._failed(LaunchFailed("a warm kernel computes though nobody asked it to: something runs in it"))
 
     async def check(self) -> None:
-        """Have each warm kernel answer, which also keeps its memory from being paged out; end those that do not."""
-        self.suspect = False
-        for process, _ in list(self.warm):
-            if not await process.check() and process.record.state is State.WARM:
-                self.log.warning(
-                    "A warm kernel of %s (pid %s) does not answer; it is ended", self.recipe.name, process.pid
-                )
-                self.evict(process.record.id, "does not answer")
+        """Have each warm kernel answer, which also keeps its memory from being paged out; end those that do not.
+
+        Some at a time: many are not woken at once, nor do they wait for a silent one, which takes seconds.
+        """
+        self.suspect, self.is_checking = False, True
+        places = asyncio.Semaphore(CHECKED_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as checks:
+                for process, _ in list(self.warm):
+                    checks.create_task(self._check(process, places), name=f"kernelpool-check-{process.pid}")
+        finally:
+            self.is_checking = False
+
+    async def _check(self, process: Process, places: asyncio.Semaphore) -> None:
+        async with places:
+            answers = process.record.state is not State.WARM or await process.check()
+        if not answers and process.record.state is State.WARM:
+            self.log.warning("A warm kernel of %s (pid %s) does not answer; it is ended", self.recipe.name, process.pid)
+            self.evict(process.record.id, "does not answer")
 
     def _pass_on(self, waiter: asyncio.Future[Process]) -> None:
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:

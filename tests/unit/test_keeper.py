@@ -109,6 +109,52 @@ async def test_refill_waits_for_the_users_kernel(kp_keeper, kp_clock):
     await done(kp_keeper)
 
 
+@pytest.mark.parametrize("every, asked", [(30.0, True), (0.0, False)])
+async def test_warm_kernels_that_do_not_answer_are_replaced(kp_keeper, kp_script, kp_clock, every, asked):
+    kp_keeper.check_every = every
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    silent, sound = kp_script.processes
+    silent.answers = False
+    await turned(kp_keeper)
+    kp_clock.now += 29
+    await turned(kp_keeper)
+    assert silent.alive, "it is not asked all the time"
+    kp_clock.now += 2
+    await turned(kp_keeper)
+    assert silent.alive is not asked
+    recipe.suspect = True
+    await turned(kp_keeper)
+    assert not silent.alive, "where one did not answer at its claim, all are asked"
+    assert sound.alive
+    await turned(kp_keeper)
+    assert len(recipe.warm) == 2
+
+
+async def test_warm_kernels_do_not_wait_for_one_that_is_silent(kp_keeper, kp_script, kp_clock, monkeypatch):
+    recipe = kp_keeper.pool.recipe_pool(fake_request())
+    await turned(kp_keeper)
+    slow, silent = kp_script.processes
+    gate, asked = asyncio.Event(), []
+
+    async def wait(timeout=0):
+        asked.append(slow)
+        return await gate.wait()
+
+    monkeypatch.setattr(slow, "check", wait)
+    silent.answers = False
+    recipe.suspect = True
+    for _ in range(5):
+        await kp_keeper.turn()
+        await asyncio.sleep(0)
+        recipe.suspect = True
+    assert not silent.alive
+    assert asked == [slow], "it is not asked again before it answered"
+    gate.set()
+    await turned(kp_keeper)
+    assert slow.alive
+
+
 async def test_who_waits_is_served_beside_his_own_start(kp_keeper, kp_script):
     pool = kp_keeper.pool
     recipe = pool.recipe_pool(fake_request())
