@@ -27,6 +27,7 @@ from jupyter_kernelpool.sandboxing import Sandboxing
 from jupyter_kernelpool.supervision import Supervision
 
 CLAIM_ATTEMPTS = 3
+CLAIM_TIMEOUTS = 2  # among these, after which who asks has waited enough
 USERS_START_FOR = 10.0
 """Seconds that a user's start counts as one, at most: a kernel that started cold is heard only if it has a client."""
 
@@ -191,7 +192,7 @@ class KernelPool(PoolSettings):
         if begun is None and pool.stale:
             self._cold(pool, request, "what its recipe is made from has changed")
             return None
-        why = ""
+        why, timeouts = "", 0
         for _ in range(CLAIM_ATTEMPTS):
             outcome = "hit"
             process, begun = begun, None
@@ -209,11 +210,14 @@ class KernelPool(PoolSettings):
                         break
                 if not self._offer(process, request, identity):
                     continue
-            failure = await self._adopts(process, request)
-            if failure is not None:
-                why = str(failure)
-                if failure.facts.get("reason") == "timeout":
-                    pool.suspect = True  # others may be stuck likewise, and who asks has waited enough
+            failure = await self._adopts(process, request, replaceable=True)
+            if failure is not None:  # it was killed, and its threads run no more: the listeners are the next one's
+                why, reason = str(failure), failure.facts.get("reason")
+                if reason in ("hung", "timeout"):
+                    pool.suspect = True  # others may be stuck likewise: the keeper asks them meanwhile
+                    self.wake.set()
+                timeouts += reason == "timeout"
+                if timeouts == CLAIM_TIMEOUTS:
                     break
                 continue
             seconds = time.monotonic() - began
@@ -293,10 +297,10 @@ class KernelPool(PoolSettings):
         confinement = self.recipe_for(request).confinement if self.is_sandboxed(request.kernel_name) else None
         return dict(request.environment) if confinement is None else confinement.environment(request.environment)
 
-    async def _adopts(self, process: Process, request: Request) -> LaunchFailed | None:
+    async def _adopts(self, process: Process, request: Request, *, replaceable: bool = False) -> LaunchFailed | None:
         """None once *process* took what it was offered; else why it did not: it has ended then."""
         try:
-            await process.adopted()
+            await process.adopted(replaceable=replaceable)
         except LaunchFailed as error:
             self._not_adopted(process, request, error)
             return error

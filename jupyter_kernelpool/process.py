@@ -27,8 +27,12 @@ from jupyter_kernelpool.errors import (
 )
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.supervision import Supervision
+from jupyter_kernelpool.usage import is_asleep
 
 ADOPT_TIMEOUT = 1.5  # it takes 2 ms; a process that hangs must not cost its user more than a cold start
+FIRST_LOOK = 0.005  # seconds until one that has not adopted is looked at
+LOOK_EVERY = 0.006
+LOOKS = 4  # at which it slept in a row, its order unread: then it hangs
 PING_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 0.1
 FORKED = ("template", "fork")  # ways that begin with memory of another process's
@@ -106,18 +110,37 @@ class Process:
         except ConnectionError as error:
             raise LaunchFailed(f"kernel process {self.pid} is gone") from error
 
-    async def adopted(self) -> None:
+    async def adopted(self, *, replaceable: bool = False) -> None:
         """Wait until the process took what it was offered; it answers on its listeners some milliseconds later
         (`serving`).
 
-        Raises `LaunchFailed` when it did not, or not within `ADOPT_TIMEOUT` seconds; it is then not to be used.
+        Raises `LaunchFailed` when it did not, or not within `ADOPT_TIMEOUT` seconds (reason "timeout"); it is then not
+        to be used. With *replaceable*, where another one can take its place, also as soon as it evidently hangs
+        (reason "hung").
         """
         try:
             async with asyncio.timeout(ADOPT_TIMEOUT):
+                if replaceable and await self._hangs():
+                    raise LaunchFailed(f"kernel process {self.pid} hangs: it sleeps over its order", reason="hung")
                 await asyncio.shield(self._adopted)
         except TimeoutError as error:
             text = f"kernel process {self.pid} took no identity in {ADOPT_TIMEOUT} s"
             raise LaunchFailed(text, reason="timeout") from error
+
+    async def _hangs(self) -> bool:
+        """Whether it is sure not to adopt; false as soon as it read its order, or adopted.
+
+        Until it has read the order a healthy process has no reason to sleep, however loaded the machine is: what came
+        woke its main thread, which runs, or waits for a processor. One in which something else holds the interpreter's
+        lock reads only the first bytes.
+        """
+        asleep, pause = 0, FIRST_LOOK
+        while asleep < LOOKS:
+            done, _ = await asyncio.wait([self._adopted], timeout=pause)
+            if done or self._channel is None or not self._channel.is_unread:
+                return False
+            asleep, pause = asleep + 1 if is_asleep(self.pid) else 0, LOOK_EVERY
+        return True
 
     async def check(self, timeout: float = PING_TIMEOUT) -> bool:
         """Whether a warm process answers, or a serving one has come to rest between two messages of its main shell,

@@ -23,6 +23,7 @@ from jupyter_kernelpool.memory import charge, read_memory
 
 LINUX: bool = sys.platform == "linux"
 ZOMBIE = frozenset("ZX")
+ASLEEP = frozenset("STt")  # sleeps or is stopped; D (waits for a disk) is neither
 TICK = 1 / os.sysconf("SC_CLK_TCK") if LINUX else 0.01
 PAGE = os.sysconf("SC_PAGE_SIZE") if LINUX else 4096
 REMEMBERED = 60.0  # seconds for which memory of processes that do nothing is taken to be the same
@@ -124,6 +125,22 @@ def read_state(pid: int) -> str:
     except OSError:
         return ""
     return line[line.rfind(b")") + 2 :][:1].decode()
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether each thread of the process sleeps or is stopped: none computes, or waits for a processor or a disk.
+
+    False where that can't be told. 10 µs where its first thread is awake, which is looked at first; else as much for
+    each of the others.
+    """
+    if read_state(pid) not in ASLEEP:
+        return False
+    try:
+        threads = [name for name in os.listdir(f"/proc/{pid}/task") if name != str(pid)]
+    except OSError:
+        return False
+    states = (_read_stat(f"{pid}/task/{name}") for name in threads)
+    return all(line[line.rfind(b")") + 2 :][:1].decode() in ASLEEP for line in states if line)
 
 
 class Root(NamedTuple):

@@ -137,7 +137,7 @@ class FakeProcess(Process):
         """Note *order*."""
         self.order = order
 
-    async def adopted(self) -> None:
+    async def adopted(self, *, replaceable: bool = False) -> None:
         """Do the next of the script's *adoptions*."""
         if await self.script.play(self.script.adoptions) is Outcome.DIE:
             self.die()

@@ -12,7 +12,7 @@ from jupyter_kernelpool.launchers.spawn import SpawnLauncher
 from jupyter_kernelpool.launchers.template import TemplateLauncher
 from jupyter_kernelpool.launchers.whole import WholeLauncher
 from jupyter_kernelpool.lifecycle import State
-from jupyter_kernelpool.pool import CLAIM_ATTEMPTS, KernelPool
+from jupyter_kernelpool.pool import CLAIM_ATTEMPTS, CLAIM_TIMEOUTS, KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.testing import (
     FakeLauncher,
@@ -339,6 +339,30 @@ async def test_claim_goes_cold_after_some_kernels_that_cannot_be_adopted(kp_scri
     recipe = await filled(pool, CLAIM_ATTEMPTS + 1)
     assert await claim(pool, recipe) is None
     assert len(recipe.warm) == 1
+
+
+@pytest.mark.parametrize("reason", ["hung", "timeout"])
+async def test_kernel_that_hangs_is_ended_the_next_taken_and_the_others_asked(kp_script, reason):
+    kp_script.adoptions.append(LaunchFailed("it hangs", reason=reason))
+    pool = kernel_pool(kp_script)
+    recipe = await filled(pool, 2)
+    hung, sound = kp_script.processes
+    assert await claim(pool, recipe) is sound
+    await settle()
+    assert not hung.alive
+    assert recipe.suspect
+    assert (recipe.hits, recipe.misses) == (1, 0)
+
+
+@pytest.mark.parametrize("reason, most", [("hung", CLAIM_ATTEMPTS), ("timeout", CLAIM_TIMEOUTS)])
+async def test_claim_goes_cold_after_some_kernels_that_hang(kp_script, reason, most):
+    kp_script.adoptions.extend([LaunchFailed("it hangs", reason=reason)] * most)
+    pool = kernel_pool(kp_script)
+    recipe = await filled(pool, most + 1)
+    assert await claim(pool, recipe) is None
+    await settle()
+    assert [process.alive for process in kp_script.processes] == [False] * most + [True]
+    assert recipe.misses == 1
 
 
 async def test_kernel_that_dies_on_its_way_to_who_waits_is_replaced(kp_script):
