@@ -321,6 +321,16 @@ FIGURES: tuple[Figure, ...] = (
         floor="none",
         floor_is="without",
     ),
+    Figure(
+        "claim where the next warm kernel holds the interpreter's lock in C",
+        "wedged",
+        (Goal("< 50 ms", "wedged", Bound.AT_MOST, 0.050),),
+        value="claim",
+        stock=None,
+        ours="wedged",
+        floor="none",
+        floor_is="without",
+    ),
     *_hub(),
     Figure(
         "longest block of the event loop while 20 kernels start",

@@ -13,7 +13,7 @@ from benchmarks.measures.checkpoints import measure_checkpoint, measure_restore,
 from benchmarks.measures.fork import FORKS
 from benchmarks.measures.held import HELD
 from benchmarks.measures.hub import measure_hub
-from benchmarks.measures.hung import measure_hung
+from benchmarks.measures.hung import measure_hung, measure_wedged
 from benchmarks.measures.limits import measure_limits
 from benchmarks.measures.loop import measure_loop
 from benchmarks.measures.memory import measure_memory
@@ -42,6 +42,7 @@ MEASURES: Mapping[str, Callable[[Run], Awaitable[list[Row]]]] = {
     "limits": measure_limits,
     **HELD,
     "hung": measure_hung,
+    "wedged": measure_wedged,
     "hub": measure_hub,
 }
 

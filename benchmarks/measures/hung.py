@@ -1,7 +1,9 @@
-"""`hung`: whether a claim is as quick beside kernels that hang."""
+"""`hung`, `wedged`: whether a claim is as quick beside kernels that hang."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,6 +15,14 @@ from benchmarks.measures.start import ONE, attach
 from benchmarks.run import Run, take_turns
 from benchmarks.servers import Server
 from benchmarks.stats import Row
+
+WEDGE = signal.SIGRTMIN  # which a kernel leaves as its template has it
+WEDGEABLE = f"""
+import ctypes, signal
+signal.signal({int(WEDGE)}, lambda *_: ctypes.PyDLL(None).sleep(3600))
+"""
+TAKES_HOLD = 0.2
+ENDS_WITHIN = 5.0
 
 
 async def measure_hung(run: Run) -> list[Row]:
@@ -33,6 +43,35 @@ async def measure_hung(run: Run) -> list[Row]:
                 rows += [await run.sample(number, side, take[side], (none, hung)) for side in sides]
                 run.show("hung", number, rows, "claim")
     return rows
+
+
+async def measure_wedged(run: Run) -> list[Row]:
+    """A claim on ours where the warm kernel that would be claimed next is not stopped, but holds the interpreter's lock
+    in C for ever, and where none does.
+    """
+    rows: list[Row] = []
+    async with run.servers("ours", options=(f"--KernelPool.init_code={WEDGEABLE}",)) as (ours,):
+        take = {"none": partial(claim, ours), "wedged": partial(_claim_where_next_is_wedged, ours)}
+        for side in take:  # once unmeasured
+            await run.sample(-1, side, take[side], (ours,))
+        for number, sides in take_turns(list(take), run.rounds):
+            rows += [await run.sample(number, side, take[side], (ours,)) for side in sides]
+            run.show("wedged", number, rows, "claim")
+    return rows
+
+
+async def _claim_where_next_is_wedged(server: Server) -> Row:
+    warm = await _find_warm(server)
+    if len(warm) < 2:
+        raise RuntimeError(f"{len(warm)} kernels are warm: one to wedge and one to claim are needed")
+    warm[0].send_signal(WEDGE)
+    await asyncio.sleep(TAKES_HOLD)
+    row = await claim(server)
+    try:
+        await asyncio.to_thread(warm[0].wait, ENDS_WITHIN)
+    except psutil.TimeoutExpired as error:
+        raise RuntimeError("the kernel that was to be wedged is still there: the claim did not meet it") from error
+    return row
 
 
 async def _claim_beside_hung(server: Server, kernel: psutil.Process) -> Row:
