@@ -19,7 +19,8 @@ class Execution:
 
     *lost*: it did not end; its process did. *presumed*: the kernel said nothing of it so far. *shown*: it is a cell,
     not what a front end runs silently by itself. *failed*: it ended with an error, which is the user's. *limit*: for
-    which it is interrupted or ended. *interrupted*: that error is an interrupt's. *code* stands for what runs, the same
+    which it is interrupted or ended. *interrupted*: that error is an interrupt's. *answered*: a client was sent the
+    answer, so the kernel is done with it, and what is still heard was under way. *code* stands for what runs, the same
     for the same source; None if not published.
     """
 
@@ -33,6 +34,7 @@ class Execution:
     presumed: bool = False
     failed: bool = False
     interrupted: bool = False
+    answered: bool = False
     limit: str = ""
     quiet_since: float | None = None  # when it last put something out, or was given input; None: never
     code: int | None = None
@@ -156,6 +158,9 @@ class Ledger:
     def answered(self, msg_id: str) -> None:
         """The kernel has replied to that request."""
         self.expected.pop(msg_id, None)
+        execution = self.executions.get(msg_id)
+        if execution is not None:
+            execution.answered = True
 
     def unheard(self, before: float) -> list[str]:
         """The requests of the main shell from *before* that time of which the kernel has said nothing; none while it

@@ -26,6 +26,7 @@ LIMIT = "output"
 LEAST_GRACE = 0.5  # seconds until what was printed before the interrupt has come
 PRINTS_ON = 0.1  # share of the limit that is more than last words
 LOOK_EVERY = 0.05
+ANSWERED_WITHIN = 0.1  # seconds in which an answer comes that was given before output that has come: on another channel
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -127,7 +128,7 @@ class OutputWatch:
 
     async def _stop(self, kernel_id: str, ledger: Ledger, execution: Execution, watched: Watched, limit: int) -> None:
         """Interrupt what prints on, and end the kernel if that does not help; its last words are let pass."""
-        if not _runs(ledger, execution):
+        if await _ends(ledger, execution, ANSWERED_WITHIN):  # else the interrupt would hit the next cell
             return
         try:
             if await self._prints_on(kernel_id, ledger, execution, watched.budget, limit):
@@ -161,7 +162,8 @@ class OutputWatch:
 
 
 def _runs(ledger: Ledger, execution: Execution) -> bool:
-    return ledger.find(execution.msg_id) is execution
+    """Not once it is answered, though more that it printed may be to come."""
+    return ledger.find(execution.msg_id) is execution and not execution.answered
 
 
 async def _ends(ledger: Ledger, execution: Execution, timeout: float) -> bool:

@@ -132,6 +132,19 @@ async def test_cell_that_prints_on_after_the_interrupt_is_ended() -> None:
     assert printer.interrupts == 1
 
 
+async def test_cell_that_is_answered_is_not_interrupted_whatever_is_still_to_be_heard_of_it() -> None:
+    """The interrupt would hit the next one."""
+    printer = Printer()
+    printer.begin()
+    printer.prints(21)
+    await asyncio.sleep(0)
+    printer.edge.ledger(KERNEL).answered("cell")  # on its own channel, it has overtaken the rest
+    printer.prints(50)
+    await settle(printer)
+    assert printer.guard.noted == ["truncated"]
+    assert printer.interrupts == 0
+
+
 async def test_last_words_after_the_interrupt_end_no_kernel() -> None:
     printer = Printer()
     printer.begin()
