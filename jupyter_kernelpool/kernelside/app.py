@@ -22,8 +22,9 @@ import zmq
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import new_id
+from traitlets import default
 
-from . import confine, magics
+from . import confine, magics, pieces
 from .channels import CHANNELS, HandedHeartbeat, begin_in, bind_to_listener
 from .history import LateHistory, without_history
 from .machinery import Machinery
@@ -44,6 +45,12 @@ class UnboundKernelApp(IPKernelApp):
     parking: Any  # the orders to this kernel; its magics ask through it
     _complete = False
     _binding: list[Any]
+
+    @default("outstream_class")
+    def _send_in_pieces(self) -> str:
+        """Ours in place of ipykernel's; not in place of one that was configured, or that we don't know."""
+        stock = str(IPKernelApp.outstream_class.default_value)
+        return f"{pieces.__name__}.OutStream" if stock == pieces.STOCK else stock
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity
