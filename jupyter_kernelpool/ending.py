@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from jupyter_kernelpool.usage import scan
 
@@ -17,14 +17,21 @@ PAUSE = 0.02
 def end_tree(pid: int, others: Collection[int]) -> bool:
     """Kill the process *pid*, all that descends from it and its session, but not *others*; whether none is left.
 
-    Blocks, for a second at most. All are stopped first: what forks as fast as it can would outrun the signals.
+    Blocks, for a second at most. All are stopped first, whole process groups at once: what forks as fast as it can has
+    made others when its processes are found, but no fork comes between a signal to a group and those in it. Only a bomb
+    each process of which makes a group of its own outruns that.
     """
     known: set[int] = set()
     for _ in range(ROUNDS):
-        found = {one.pid for one in scan().tree(pid, others) if not one.ended}
+        snapshot = scan()
+        alive = {one.pid for one in snapshot.stats.values() if not one.ended}
+        found = alive.intersection(one.pid for one in snapshot.tree(pid, others))
         # Once its parent has ended a process is no longer found below it: those seen before are looked for by pid.
         new, known = found - known, known | found
         if new:
+            for group in _groups_within(found, alive):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGSTOP)
             _signal(new, signal.SIGSTOP)
             continue
         _signal(known, signal.SIGKILL)
@@ -32,6 +39,15 @@ def end_tree(pid: int, others: Collection[int]) -> bool:
             return True
         time.sleep(PAUSE)
     return False
+
+
+def _groups_within(pids: Collection[int], alive: Iterable[int]) -> set[int]:
+    """The process groups of *pids* in which, of all that are *alive*, are no others: those have to be spared."""
+    within, beyond = set[int](), set[int]()
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (within if pid in pids else beyond).add(os.getpgid(pid))
+    return {group for group in within - beyond if group > 1}  # 0 and 1 would be our own group, and everybody
 
 
 def _signal(pids: Collection[int], number: int) -> None:

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from .browsers import Browser, browser, execution
-from .conftest import TOKEN, Server
+from .conftest import TOKEN, Server, eventually
 
 MB = 1 << 20
 
@@ -145,6 +145,22 @@ def model_of(server: Server, kernel: str) -> dict[str, Any]:
     status, model = server.call(f"/kernelpool/v1/kernels/{kernel}")
     assert status == 200, model
     return dict(model)
+
+
+def assert_dead_for(server: Server, kernel: str, limit: str, pid: int) -> dict[str, Any]:
+    """It is dead, says why everywhere, stays so though it would be restarted otherwise, and has left nothing."""
+    eventually(lambda: model_of(server, kernel)["breach"], "the breach is told")
+    model = model_of(server, kernel)
+    assert (model["breach"]["limit"], model["breach"]["outcome"]) == (limit, "killed")
+    assert model["breach"]["seen"] >= model["breach"]["allowed"]
+    assert model["execution_state"] == "dead"
+    assert f"{limit} limit" in model["reason"]
+    stock = server.call(f"/api/kernels/{kernel}")[1]
+    assert (stock["execution_state"], f"{limit} limit" in stock["reason"]) == ("dead", True)
+    eventually(lambda: not session_of(pid), "nothing is left of it")
+    time.sleep(3.5)  # longer than stock waits before it restarts a kernel
+    assert model_of(server, kernel)["execution_state"] == "dead"
+    return model
 
 
 def pid_of(server: Server, kernel: str) -> int:

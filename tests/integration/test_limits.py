@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +17,7 @@ from .limited import (
     ENFORCERS,
     MB,
     Heard,
+    assert_dead_for,
     cores_of,
     hearing,
     limited,
@@ -123,22 +123,6 @@ def kp_limiting(
 def kp_start_limiting(request: pytest.FixtureRequest, kp_start: Callable[..., Server]) -> Callable[..., Server]:
     """Starts a server with the enforcer and further options."""
     return lambda *options: kp_start(*ENFORCERS[request.param], *options)
-
-
-def assert_dead_for(server: Server, kernel: str, limit: str, pid: int) -> dict[str, Any]:
-    """It is dead, says why everywhere, stays so though it would be restarted otherwise, and has left nothing."""
-    eventually(lambda: model_of(server, kernel)["breach"], "the breach is told")
-    model = model_of(server, kernel)
-    assert (model["breach"]["limit"], model["breach"]["outcome"]) == (limit, "killed")
-    assert model["breach"]["seen"] >= model["breach"]["allowed"]
-    assert model["execution_state"] == "dead"
-    assert f"{limit} limit" in model["reason"]
-    stock = server.call(f"/api/kernels/{kernel}")[1]
-    assert (stock["execution_state"], f"{limit} limit" in stock["reason"]) == ("dead", True)
-    eventually(lambda: not session_of(pid), "nothing is left of it")
-    time.sleep(3.5)  # longer than stock waits before it restarts a kernel
-    assert model_of(server, kernel)["execution_state"] == "dead"
-    return model
 
 
 def assert_restarts(server: Server, kernel: str) -> None:
@@ -284,6 +268,34 @@ def test_memory_that_a_kernel_shares_with_its_template_is_not_its_own(kp_start_l
         time.sleep(2)
         assert page.execute("len(x) >> 20") == "400"
     assert model_of(server, kernel)["breach"] is None
+
+
+def test_memory_that_a_fork_shares_with_its_parent_is_not_its_own_but_what_it_takes_is(
+    kp_start_limiting: Callable[..., Server],
+) -> None:
+    server = kp_start_limiting("--KernelLimits.memory=500M")
+    server.wait_warm()
+    parent = server.start_kernel()
+    with browser(server, parent) as page:
+        assert run(page, "x = b'x' * (400 << 20)").reply["status"] == "ok", "though it may be warned, being at 80 %"
+    status, forked = server.call(f"/kernelpool/v1/kernels/{parent}/fork", "POST", {})
+    assert status == 201, forked
+    fork = forked["kernels"][0]["id"]
+    assert model_of(server, fork)["limits"]["memory"] == 500 * MB
+    pid = pid_of(server, fork)
+    with hearing(server) as heard, browser(server, fork) as page:
+        cell = run(page, "y = b'y' * (200 << 20)\nimport time; time.sleep(2)")
+        assert (cell.reply["status"], cell.stderr) == ("ok", ""), "600 MB with what it shares"
+        assert page.execute("(len(x) + len(y)) >> 20") == "600"
+        assert not heard.of(fork, "warned")
+        cell = run(page, "z = b'z' * (500 << 20)\ntime.sleep(60)")  # 200 MB more than is allowed
+        assert cell.reply["ename"] == "KernelKilled"
+        assert "500 MB allowed" in cell.stderr
+        breach = assert_dead_for(server, fork, "memory", pid)["breach"]
+        assert (breach["allowed"], breach["seen"] < 750 * MB) == (500 * MB, True), "what it shares is not in it"
+    assert not heard.of(parent, "breached")
+    assert model_of(server, parent)["breach"] is None
+    assert server.run(parent, "print(len(x) >> 20)") == "400"
 
 
 # -- processes and files ----------------------------------------------------------------------------
