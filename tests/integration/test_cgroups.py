@@ -290,3 +290,17 @@ def test_kernel_that_brings_all_together_over_the_sum_is_ended_for_it_and_no_oth
     breach = kernel_model(server, hog)["breach"]
     assert (breach["limit"], breach["group"], breach["allowed"]) == ("memory", "all kernels", 900 * MIB)
     assert server.run(neighbour, "print(int(kept.sum()) >> 20)") == "250"
+
+
+def test_process_that_brings_all_over_the_sum_in_one_go_may_cost_another_kernel_its_life(kp_limited):
+    """The operating system ends the largest process, though another kernel has more in all. So says limits.md."""
+    server = kp_limited(total_memory="900M", interval=10)  # the guard does not look meanwhile
+    hog, neighbour = server.start_kernel(), server.start_kernel()
+    server.run(neighbour, "import numpy; kept = numpy.ones(350 << 20, dtype='u1')")
+    eater = "import numpy, time; kept = numpy.ones(200 << 20, dtype='u1'); time.sleep(60)"
+    code = f"import subprocess, sys\nfor _ in range(4): subprocess.Popen([sys.executable, '-c', {eater!r}])"
+    assert server.run(hog, code) == ""
+    breach = eventually(lambda: kernel_model(server, neighbour)["breach"], "it is ended")
+    assert (breach["limit"], breach["group"], breach["outcome"]) == ("memory", "all kernels", "killed")
+    assert "memory limit of all kernels" in server.call(f"/api/kernels/{neighbour}")[1]["reason"], "it is told so"
+    assert answers(server, hog)
