@@ -17,7 +17,7 @@ from traitlets.config import LoggingConfigurable
 
 from jupyter_kernelpool.allowance import read_size
 from jupyter_kernelpool.culling import (
-    NEVER,
+    SHORT,
     Action,
     Cull,
     Forgive,
@@ -72,8 +72,9 @@ class KernelCuller(LoggingConfigurable):
         60.0,
         min=0,
         config=True,
-        help="""Seconds beforehand that an event `culling` tells of it, and the kernel's model says when; PATCH
-        /kernels/{kernel} with keep_alive puts it off.""",
+        help="""Seconds beforehand, at least, that an event `culling` tells of it, and the kernel's model says when; a
+        timeout that is shorter counts instead. PATCH /kernels/{kernel} with keep_alive puts it off. 0: nothing tells
+        of it.""",
     )
     on_cull = CaselessStrEnum(
         ["kill"],
@@ -86,7 +87,8 @@ class KernelCuller(LoggingConfigurable):
         default_value=0,
         config=True,
         help="""Memory to leave free on the machine: bytes, or text such as "600M". Below it warm kernels go, and
-        then the idle kernel that was not used for longest, one at a time, without a warning. 0: none goes for that.""",
+        then the idle kernel that was not used for longest, one at a time: an event `culling` tells of it at one look,
+        and at the next it goes. 0: none goes for that.""",
     )
     interval = Float(5.0, min=0.1, config=True, help="Seconds between two looks at the kernels.")
 
@@ -117,6 +119,7 @@ class Life:
 
     born: float
     told: float | None = None
+    pressed: float | None = None
     kept_until: float = 0.0
     uses: int = 0
     recycle: Recycle = NO_WISH
@@ -136,7 +139,7 @@ class Culler:
     def began(self, kernel_id: str) -> None:
         """The kernel has a new process; it is told of that anew."""
         life = self._lives.setdefault(kernel_id, Life(0.0))
-        life.born, life.told, life.uses = time.monotonic(), None, 0
+        life.born, life.told, life.pressed, life.uses = time.monotonic(), None, None, 0
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone."""
@@ -161,8 +164,13 @@ class Culler:
 
     def ends_at(self, kernel_id: str) -> tuple[float | None, str]:
         """When the kernel will be ended if nothing changes, in seconds since the epoch, and why; None if never."""
-        at, why = due(self._view(kernel_id)) if self._may_end(kernel_id) else (NEVER, "")
-        return (time.time() + at - time.monotonic(), why) if why else (None, "")
+        if not self._may_end(kernel_id):
+            return None, ""
+        now, pressed = time.monotonic(), self._life(kernel_id).pressed
+        at, why = due(self._view(kernel_id), now)
+        if pressed is not None:
+            at, why = min((at, why), (pressed + self.settings.interval, SHORT))
+        return (time.time() + at - now, why) if why else (None, "")
 
     # -- the round ----------------------------------------------------------------------------------
 
@@ -191,14 +199,19 @@ class Culler:
     def _plan(self, kernel_ids: Iterable[str], memory: Mapping[str, int]) -> list[Action]:
         views = [self._view(kernel_id, memory.get(kernel_id, 0)) for kernel_id in kernel_ids]
         keeper = self._manager.keeper
-        host = Host(keeper.host.available_memory, int(self.settings.reserve_memory), keeper.regains_memory)
+        host = Host(
+            keeper.host.available_memory,
+            int(self.settings.reserve_memory),
+            keeper.regains_memory,
+            self.settings.interval,
+        )
         return plan(views, host, time.monotonic())
 
     def _again(self, planned: Action, memory: Mapping[str, int]) -> Action | None:
         """What was *planned*, as it is now; None if it is not to be done any more."""
         if planned.id not in self._manager:
             return None
-        action = next((one for one in self._plan([planned.id], memory) if type(one) is type(planned)), None)
+        action = next((one for one in self._plan([planned.id], memory) if _is_alike(one, planned)), None)
         if isinstance(action, Cull) and action.cause in ("idle", "memory"):
             is_asked = bool(self._manager.edge.ledger(planned.id).expected)  # it will say in a moment that it runs
             return None if is_asked else action
@@ -207,10 +220,15 @@ class Culler:
     async def _carry_out(self, action: Action) -> None:
         events = self._manager.events
         match action:
-            case Warn(id=kernel_id, why=why, at=at):
-                self._life(kernel_id).told = at
+            case Warn(id=kernel_id, why=why, at=at, pressed=pressed):
+                if pressed:
+                    self._life(kernel_id).pressed = time.monotonic()
+                else:
+                    self._life(kernel_id).told = at
                 left = round(max(0.0, at - time.monotonic()), 3)
                 events.emit("culling", kernel_id, now=time.time(), reason=why, seconds=left)
+            case Forgive(id=kernel_id, pressed=True):
+                self._life(kernel_id).pressed = None
             case Forgive(id=kernel_id):
                 self._life(kernel_id).told = None
             case Cull(id=kernel_id, why=why, cause=cause):
@@ -269,6 +287,7 @@ class Culler:
             kept_until=life.kept_until,
             held=record is not None and record.state not in (State.ACTIVE, State.UNRESPONSIVE, State.DEAD),
             told=life.told,
+            pressed=life.pressed,
             memory=memory,
             uses=life.uses,
             recycle=life.recycle,
@@ -278,3 +297,8 @@ class Culler:
         """Private memory of the kernels whose owners asked for it to be looked at, in bytes."""
         wanted = [kernel_id for kernel_id, life in self._lives.items() if life.recycle.memory]
         return {key: usage.reading.private for key, usage in (await self._manager.meter.look(wanted)).items()}
+
+
+def _is_alike(one: Action, other: Action) -> bool:
+    """Whether both do the same; want of memory is a matter of its own."""
+    return type(one) is type(other) and getattr(one, "pressed", False) == getattr(other, "pressed", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ def test_kernel_that_is_kept_alive_stays(kp_start: Callable[..., Server]) -> Non
 def test_want_of_memory_ends_idle_kernels_only_the_oldest_first(kp_start: Callable[..., Server]) -> None:
     """The server is told to leave more free than the machine has, so memory stays short whatever it ends."""
     server = kp_start("--KernelCuller.reserve_memory=100T", "--KernelCuller.interval=1.5", "--KernelPool.warm=0")
-    first, second, busy = (server.start_kernel() for _ in range(3))
-    with browser(server, busy) as tab:
+    with ExitStack() as stack:
+        heard = stack.enter_context(hearing(server))
+        first, second, busy = (server.start_kernel() for _ in range(3))
+        tab = stack.enter_context(browser(server, busy))
         tab.send("execute_request", execution("while True: pass"))
         eventually(lambda: not is_there(server, first), "the one that is idle for longest goes")
         assert is_there(server, second), "one at a time"
@@ -123,6 +126,26 @@ def test_want_of_memory_ends_idle_kernels_only_the_oldest_first(kp_start: Callab
         eventually(lambda: culls(server) == {"memory": 2}, "both are counted")
         time.sleep(2)
         assert is_there(server, busy)
+        for kernel in (first, second):
+            (culling,), (culled,) = heard.of(kernel, "culling"), heard.of(kernel, "culled")
+            assert "memory is short" in culling["reason"]
+            assert (round(culling["seconds"], 1), culled["cause"]) == (1.5, "memory"), (
+                "told, and ended at the next look"
+            )
+            assert heard.events.index(culling) < heard.events.index(culled)
+
+
+def test_kernel_that_is_kept_when_memory_is_short_stays_and_another_one_goes(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelCuller.reserve_memory=100T", "--KernelCuller.interval=3", "--KernelPool.warm=0")
+    with hearing(server) as heard:
+        first, second = server.start_kernel(), server.start_kernel()
+        eventually(lambda: heard.of(first, "culling"), "it is told")
+        assert "memory is short" in model(server, first)["cull"]["why"]
+        assert server.call(f"/kernelpool/v1/kernels/{first}", "PATCH", {"keep_alive": 600})[0] == 200
+        eventually(lambda: not is_there(server, second), "the other one goes")
+        assert heard.of(second, "culling")
+        assert is_there(server, first)
+        assert model(server, first)["cull"]["at"] is None
 
 
 def test_want_of_memory_keeps_no_kernels_warm(kp_start: Callable[..., Server]) -> None:
@@ -168,7 +191,10 @@ def test_kernel_begins_anew_after_as_many_cells_as_its_owner_said(kp_start: Call
 
 def test_what_happens_while_another_kernel_takes_its_time_to_end_counts(kp_start: Callable[..., Server]) -> None:
     """All three are due in one round, and the first needs seconds to end."""
-    server = kp_start("--KernelCuller.idle_timeout=1", "--KernelCuller.interval=8", "--KernelCuller.connected=True")
+    server = kp_start(
+        "--KernelCuller.idle_timeout=1", "--KernelCuller.interval=8", "--KernelCuller.connected=True",
+        "--KernelCuller.warn_before=0",
+    )  # fmt: skip
     server.wait_warm()
     slow, kept, used = (server.start_kernel() for _ in range(3))
     server.run(slow, "import atexit, time; atexit.register(time.sleep, 4)")
@@ -225,6 +251,26 @@ def test_events_tell_of_a_cull_beforehand_then_of_it_and_then_of_the_end(kp_star
         assert (culled["reason"], culled["cause"]) == ("it is idle for 4 s", "idle")
         assert culling["seq"] < culled["seq"] < dead["seq"]
         assert heard.names(kernel) == ["starting", "ready", "culling", "culled", "dead"]
+
+
+def test_kernel_whose_last_client_goes_when_it_was_idle_for_long_is_told_before_it_ends(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start("--KernelCuller.idle_timeout=3", "--KernelCuller.interval=0.2", "--KernelCuller.warn_before=2")
+    server.wait_warm()
+    with follow(server) as heard:
+        kernel = server.start_kernel()
+        with browser(server, kernel) as tab:
+            assert tab.execute("print(1)") == "1"
+            time.sleep(5)
+            assert "culling" not in heard.names(kernel)
+        culling = heard.wait_for_event("culling", kernel)
+        assert culling["seconds"] > 1, "a new client has so long to come back"
+        with browser(server, kernel):
+            time.sleep(3)
+            assert is_there(server, kernel)
+        heard.wait_for_event("culling", kernel, count=2)
+        heard.wait_for_event("dead", kernel)
 
 
 def test_kernel_that_the_server_only_watches_has_no_end_ahead(kp_start: Callable[..., Server], tmp_path: Path) -> None:
