@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jupyter_kernelpool.allowance import human
-from jupyter_kernelpool.limits.places import UNITS, Mounts, read_mounts, readable
+from jupyter_kernelpool.limits.places import UNITS, Mounts, read_mounts, read_table, readable
 
 UNLIMITED = 1 << 60  # what version 1 says where there is no limit is a little less than 1 << 63
 CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
@@ -30,9 +30,12 @@ def find_mounts() -> Mounts:
 
 
 def memory_room(mounts: Mounts) -> int | None:
-    """Bytes left below the tightest of all limits on memory around the server; None without one. Blocks."""
+    """Bytes left below the tightest of all limits on memory around the server; None without one. Blocks.
+
+    Files that were read and lie unused count as free: they are dropped before anything else, and fill a group in time.
+    """
     rooms = [
-        max(0, limit - used)
+        max(0, limit - max(0, used - _unused_files(folder)))
         for folder, limit_name, used_name in _memory_folders(mounts)
         if (limit := _limit(f"{folder}/{limit_name}")) is not None
         and (used := _limit(f"{folder}/{used_name}")) is not None
@@ -83,6 +86,15 @@ def _upwards(folder: str | None, top: str) -> Iterator[str]:
 def _limit(path: str) -> int | None:
     text = readable(path).strip()
     return int(text) if text.isdigit() and int(text) < UNLIMITED else None
+
+
+def _unused_files(folder: str) -> int:
+    """Bytes of files that a control group, or one below it, is charged for, and nobody used of late.
+
+    Not all that could be dropped, as `Hierarchy.droppable` tells: files in use would have to be read again at once.
+    """
+    table = read_table(f"{folder}/memory.stat")
+    return table.get("total_inactive_file", table.get("inactive_file", 0))  # of version 1, where the latter is its own
 
 
 def _cores(mounts: Mounts) -> Iterator[float]:

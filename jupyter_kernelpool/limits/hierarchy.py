@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jupyter_kernelpool.kernelside.removal import remove_groups
-from jupyter_kernelpool.limits.places import Place, pids_in, readable
+from jupyter_kernelpool.limits.places import Place, pids_in, read_table, readable
 
 PERIOD = 100_000  # µs, the kernel's own default: a pause is never longer than this
 LEAST_QUOTA = 1_000  # µs, the least that the kernel takes
@@ -163,8 +163,7 @@ class Hierarchy(ABC):
         return int(text) if text.isdigit() else 0
 
     def _table(self, controller: str, group: str, name: str) -> dict[str, int]:
-        rows = (line.split() for line in self._read(controller, group, name).splitlines())
-        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+        return read_table(f"{self._path(controller, group)}/{name}") if controller in self.tops else {}
 
 
 class Unified(Hierarchy):

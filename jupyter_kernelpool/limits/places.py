@@ -113,6 +113,12 @@ def readable(path: str) -> str:
     return b"".join(parts).decode(errors="replace")
 
 
+def read_table(path: str) -> dict[str, int]:
+    """The numbers in a file of rows with a name and a number each; none where it is not there."""
+    rows = (line.split() for line in readable(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+
 def _folder(point: str, root: str, path: str | None) -> str | None:
     if path is None or path.startswith("/.."):  # it is in none that this namespace shows
         return None

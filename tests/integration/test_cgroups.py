@@ -64,6 +64,18 @@ def answers(server: Server, kernel: str) -> bool:
     return server.run(kernel, "print(1 + 1)") == "2"
 
 
+def large_file(server: Server) -> Path:
+    """600 MiB, none of which is in memory: who reads it is charged for it."""
+    large = server.folder / "large"
+    with large.open("wb") as file:
+        for _ in range(600):
+            file.write(os.urandom(MIB))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return large
+
+
 @pytest.fixture
 def kp_limited(kp_start: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
     """Starts a server whose kernels are held by control groups: `kp_limited(memory="600M")`."""
@@ -240,13 +252,22 @@ def test_memory_that_a_kernel_had_before_it_was_limited_counts(kp_limited):
 def test_files_that_are_read_count_for_nothing(kp_limited):
     server = kp_limited(memory="300M")
     kernel = server.start_kernel()
-    large = server.folder / "large"
-    with large.open("wb") as file:
-        for _ in range(600):
-            file.write(os.urandom(MIB))
+    large = large_file(server)
     code = f"import time\nwith open({str(large)!r}, 'rb') as f:\n    while f.read(1 << 20): pass\ntime.sleep(1.5)"
     assert server.run(kernel, code) == ""
     assert kernel_model(server, kernel)["breach"] is None
+
+
+def test_files_that_are_read_leave_the_room_in_a_group_as_it_is(kp_limited):
+    """What the server asks of the groups that it is in itself; the kernel asks it of its own."""
+    server = kp_limited(memory="300M")
+    kernel = server.start_kernel()
+    large = large_file(server)
+    room = "from jupyter_kernelpool.fences import find_mounts, memory_room; print(memory_room(find_mounts()) >> 20)"
+    before = int(server.run(kernel, room))
+    assert 100 < before < 400
+    read = f"with open({str(large)!r}, 'rb') as f:\n    while f.read(1 << 20): pass\n"
+    assert int(server.run(kernel, read + room)) > before - 50
 
 
 def test_all_kernels_together_are_held_to_the_sum(kp_limited):

@@ -66,6 +66,20 @@ def test_version_1_is_read_too(tmp_path):
     assert memory_room(Mounts(None, "", {"memory": str(unlimited)})) is None
 
 
+def test_files_that_were_read_and_lie_unused_take_no_room(tmp_path):
+    """A container that has read large files is charged for them until something else needs the memory."""
+    stat = f"anon {GIB // 4}\ninactive_file {GIB}\nactive_file {GIB // 2}"
+    top = group(tmp_path / "top")
+    own = group(top / "own", memory__max=2 * GIB, memory__current=2 * GIB, memory__stat=stat)
+    assert memory_room(Mounts(str(own), str(top))) == GIB
+    stat = f"cache 0\ninactive_file 0\ntotal_inactive_file {GIB}"  # those of its children are in the total
+    old = group(
+        tmp_path / "memory" / "box",
+        memory__limit_in_bytes=2 * GIB, memory__usage_in_bytes=2 * GIB, memory__stat=stat,
+    )  # fmt: skip
+    assert memory_room(Mounts(None, "", {"memory": str(old)})) == GIB
+
+
 def test_quota_of_version_1_is_told_and_the_tightest_counts(tmp_path):
     """As `docker run --cpus` sets it there."""
     top = group(tmp_path / "cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100_000)
