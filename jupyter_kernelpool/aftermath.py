@@ -19,7 +19,7 @@ from jupyter_kernelpool.ending import end_tree
 from jupyter_kernelpool.health import Verdict
 from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.lives import Comeback, Life, Lives
-from jupyter_kernelpool.recovery import Policy, Recovery, Stay, decide, describe_end
+from jupyter_kernelpool.recovery import Policy, Stay, decide, describe_end
 from jupyter_kernelpool.starts import Starts
 
 REMEMBERED_ENDS = 100
@@ -155,7 +155,7 @@ class Aftermath:
             comeback.begun = True
             kernel = self._manager.get_kernel(kernel_id)
             kernel.execution_state = "starting"
-            outcome = await self._manager.bring_back(kernel_id, restore=self._settings.restore)
+            outcome = await self._manager.bring_back(kernel_id, restore=self._wants_restore(kernel_id))
         except Exception as error:
             if self._is_due(kernel_id, life, comeback):
                 self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")
@@ -187,8 +187,7 @@ class Aftermath:
             return  # its user was quicker, and has restarted it, or shut it down
         why = f"it {silence} from its start on"
         self._count(kernel, life, answered=answered_at is not None, lasted=lasted, why=why)
-        policy = replace(self._policy(kernel), recovery=Recovery.ALWAYS)
-        decision = self._decide(kernel, life, policy, failed=True, here=True)
+        decision = self._decide(kernel, life, self._policy(kernel), failed=True, here=True)
         # Its silence is counted already.
         self._follow_up(kernel_id, life, end, decision, cause="unresponsive", failed=False, here=True)
 
@@ -220,7 +219,11 @@ class Aftermath:
         return self._settings.recovery_of(self._manager.pool.settings_for(kernel.kernel_name).recovery)
 
     def _restores(self, kernel_id: str) -> bool:
-        return self._settings.restore and bool(self._manager.forking.checkpoints_of(kernel_id))
+        return self._wants_restore(kernel_id) and bool(self._manager.forking.checkpoints_of(kernel_id))
+
+    def _wants_restore(self, kernel_id: str) -> bool:
+        kernel = self._manager.get_kernel(kernel_id)
+        return self._settings.restores(self._manager.pool.settings_for(kernel.kernel_name).restore)
 
     def _begin(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(act, name="kernelpool-aftermath")

@@ -166,11 +166,16 @@ class Care:
         found = life.standing.verdict
         if found is Verdict.DEAD:
             self._found_dead(kernel_id, kernel, life)
-        elif found in UNRESPONSIVE and kernel.owns_kernel and self._is_to_be_interrupted(life):
+        elif found in UNRESPONSIVE and kernel.owns_kernel and self._is_to_be_interrupted(kernel, life):
             await self._interrupt(kernel_id, kernel, life, process)
 
-    def _is_to_be_interrupted(self, life: Life) -> bool:
-        policy = self.settings.on_unresponsive
+    def _policy(self, kernel: Any) -> str:
+        """What happens to the kernel if it does not answer."""
+        own = self._manager.pool.settings_for(kernel.kernel_name)
+        return self.settings.silence_of(own.on_unresponsive, own.recovery)
+
+    def _is_to_be_interrupted(self, kernel: Any, life: Life) -> bool:
+        policy = self._policy(kernel)
         return policy == "restart" or (policy == "interrupt" and life.standing.failures == 1)
 
     async def _ask(self, kernel_id: str, kernel: Any, life: Life, waits: Sequence[float]) -> Verdict:
@@ -257,7 +262,7 @@ class Care:
             return
         if verdict in ANSWERS:
             self._note(kernel_id, kernel, life, verdict, f" since it was {'continued' if stopped else 'interrupted'}")
-        elif verdict in UNRESPONSIVE and self.settings.on_unresponsive == "restart":
+        elif verdict in UNRESPONSIVE and self._policy(kernel) == "restart":
             await self.aftermath.end(kernel_id, kernel, life)
 
     # -- parts --------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Verdict(StrEnum):
     DEAD = "dead"  # its process has ended
 
 
+ON_UNRESPONSIVE = ("report", "interrupt", "restart")
 ANSWERS = frozenset({Verdict.RESPONSIVE, Verdict.BUSY})
 UNRESPONSIVE = frozenset({Verdict.WEDGED, Verdict.STOPPED, Verdict.HUNG})
 WHY = {

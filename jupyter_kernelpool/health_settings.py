@@ -52,13 +52,14 @@ class KernelHealth(LoggingConfigurable):
         help="Seconds that a kernel may take to answer for the first time after its process began.",
     )
     on_unresponsive = CaselessStrEnum(
-        ["report", "interrupt", "restart"],
+        list(health.ON_UNRESPONSIVE),
         default_value="report",
         config=True,
         help="""What happens to a kernel that does not answer. "report": an event is published, and its state says so.
         "interrupt": it is interrupted, too, and one that was stopped by a signal is continued. "restart": as
         "interrupt", and if it does not answer within grace seconds, its process is killed, and another one takes its
-        place.""",
+        place; where recovery is "never" it is only interrupted. A recipe's setting `on_unresponsive` says otherwise for
+        one kernelspec.""",
     )
     grace = Float(
         3.0,
@@ -78,7 +79,8 @@ class KernelHealth(LoggingConfigurable):
         False,
         config=True,
         help="""Whether a kernel whose process ended, or was killed since it did not answer, gets its last checkpoint
-        back instead of a fresh process, where it has one.""",
+        back instead of a fresh process, where it has one. A recipe's setting `restore` says otherwise for one
+        kernelspec.""",
     )
     restart_limit = Integer(
         0,
@@ -141,6 +143,19 @@ class KernelHealth(LoggingConfigurable):
             first=self.restart_pause,
             factor=self.backoff,
         )
+
+    def silence_of(self, own: str | None, recovery: str | None) -> str:
+        """What happens to a kernel that does not answer; *own* and *recovery* are what its recipe says.
+
+        One that is not to be restarted when it ends is not ended here: it might answer again, and would stay dead.
+        """
+        wanted = own or self.on_unresponsive
+        is_never = (recovery or self.recovery) == recoveries.Recovery.NEVER
+        return "interrupt" if wanted == "restart" and is_never else wanted
+
+    def restores(self, own: bool | None) -> bool:
+        """Whether a process that ended is followed by its last checkpoint; *own* is what the kernel's recipe says."""
+        return self.restore if own is None else own
 
     def breaker(self) -> Breaker:
         """One for the starts of one kernelspec."""

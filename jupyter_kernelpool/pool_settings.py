@@ -79,11 +79,11 @@ class PoolSettings(LoggingConfigurable):
         config=True,
         help="""Settings per kernelspec that differ from the general ones: {kernelspec name: {"warm": n,
         "max": n, "preload": [modules], "init_code": code, "launcher": name, "limits": {limit: value}, "cull":
-        {setting: value}, "recovery": policy}}.
+        {setting: value}, "recovery": policy, "on_unresponsive": policy, "restore": bool}}.
         Launchers: "auto" (the default), "template" (forks), "spawn" (Python started ahead), "whole" (any
         language, started ahead with its own connection; the only one for languages other than Python), "off"
-        (always cold). Limits are those of KernelLimits, cull those of KernelCuller and recovery that of
-        KernelHealth, and hold for these kernels in their place.
+        (always cold). Limits are those of KernelLimits, cull those of KernelCuller; recovery,
+        on_unresponsive and restore are those of KernelHealth. They hold for these kernels in their place.
         A sandbox: "launch_prefix": [a program that starts kernels in it, with its arguments], "network": "none",
         "writable": [the only folders that kernels write to], or "sandbox": true, which is all that can be had
         without a prefix. What can't be held here refuses the start.
@@ -351,7 +351,7 @@ class PoolSettings(LoggingConfigurable):
             "warm": present.warm, "max": present.max, "preload": list(present.preload),
             "init_code": present.init_code, "launcher": present.launcher, "limits": dict(present.limits),
             "cull": dict(present.cull),
-            "recovery": present.recovery,
+            "recovery": present.recovery, "on_unresponsive": present.on_unresponsive, "restore": present.restore,
         }  # fmt: skip
         if "warm" in changes and "max" not in changes and isinstance(changes["warm"], int):
             merged["max"] = max(merged["max"], changes["warm"])

@@ -63,6 +63,8 @@ class Settings:
     sandbox: Sandbox = Sandbox()  # noqa: RUF009 (frozen)
     cull: tuple[tuple[str, float], ...] = ()  # what of KernelCuller differs; not part of the key either
     recovery: str | None = None  # where it differs from KernelHealth's; not part of the key
+    on_unresponsive: str | None = None  # likewise
+    restore: bool | None = None  # likewise
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ from typing import Any
 
 from jupyter_kernelpool.allowance import read_limits
 from jupyter_kernelpool.errors import NotValid
+from jupyter_kernelpool.health import ON_UNRESPONSIVE
 from jupyter_kernelpool.recipes import Settings
 from jupyter_kernelpool.recovery import Recovery
 from jupyter_kernelpool.sandbox import SANDBOX_SETTINGS, read_sandbox
 
-SETTING_NAMES = ("warm", "max", "preload", "init_code", "launcher", "limits", "cull", "recovery", *SANDBOX_SETTINGS)
+SETTING_NAMES = (
+    "warm", "max", "preload", "init_code", "launcher", "limits", "cull", "recovery", "on_unresponsive", "restore",
+    *SANDBOX_SETTINGS,
+)  # fmt: skip
 CULL_NAMES = ("idle_timeout", "busy_timeout", "max_life", "connected", "warn_before")
 LAUNCHER_NAMES = ("auto", "template", "spawn", "whole", "off")
 
@@ -43,10 +47,18 @@ def read_settings(name: str, given: Any, general: Settings) -> Settings:
     limits = read_recipe_limits(name, given["limits"]) if "limits" in given else general.limits
     cull = read_recipe_cull(name, given["cull"]) if "cull" in given else general.cull
     recovery = read_recovery(name, given["recovery"]) if "recovery" in given else general.recovery
+    silence = given.get("on_unresponsive", general.on_unresponsive)
+    if silence is not None and silence not in ON_UNRESPONSIVE:
+        allowed = ", ".join(ON_UNRESPONSIVE)
+        raise NotValid(f"{name!r}: on_unresponsive = {silence!r} must be one of {allowed}", field="on_unresponsive")
+    restore = given.get("restore", general.restore)
+    if restore is not None and not isinstance(restore, bool):
+        raise NotValid(f"{name!r}: restore = {restore!r} must be true or false", field="restore")
     sandbox = read_sandbox(name, given)
     return Settings(
-        min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox, cull, recovery
-    )
+        min(warm, most), most, preload, init_code, launcher, general.load_timeout, limits, sandbox, cull, recovery,
+        silence, restore,
+    )  # fmt: skip
 
 
 def read_recovery(name: str, given: Any) -> str | None:

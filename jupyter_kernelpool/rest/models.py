@@ -172,6 +172,8 @@ def recipe_model(pool: RecipePool, *, active: int, policy: Policy, now: float, m
             "cull": dict(settings.cull),
             "sandbox": sandbox_model(recipe),
             "recovery": settings.recovery,
+            "on_unresponsive": settings.on_unresponsive,
+            "restore": settings.restore,
         },
     }
 

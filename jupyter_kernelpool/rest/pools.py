@@ -19,7 +19,9 @@ from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_t
 from jupyter_kernelpool.rest.pool import recipe_models
 from jupyter_kernelpool.settings import read_recipe_limits
 
-SETTINGS = frozenset({"warm", "max", "preload", "init_code", "limits", "cull", "recovery"})
+SETTINGS = frozenset(
+    {"warm", "max", "preload", "init_code", "limits", "cull", "recovery", "on_unresponsive", "restore"}
+)
 
 
 class PoolsHandler(KernelPoolHandler):

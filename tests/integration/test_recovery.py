@@ -319,6 +319,30 @@ def test_policy_of_a_recipe_leaves_kernels_dead_with_the_reason(kp_start: Callab
         assert "stays dead" in lost(tab, "import os; os._exit(1)")
 
 
+def test_recipe_says_what_becomes_of_a_kernel_that_does_not_answer(kp_start: Callable[..., Server]) -> None:
+    """`recovery: never` spares it whatever else is said: it is interrupted, and told of, and answers again or not."""
+    recipes = json.dumps({"python3": {"on_unresponsive": "restart", "recovery": "never"}})
+    server = kp_start(*QUICK, f"--KernelPool.recipes={recipes}")
+    server.wait_warm(1)
+    kernel = server.start_kernel()
+    with follow(server) as heard, browser(server, kernel) as tab:
+        tab.execute("x = 'kept'")
+        pid = model(server, kernel)["pid"]
+        stuck = tab.send("execute_request", execution(IGNORES_SIGINT + "\n" + NEVER_RETURNS))
+        heard.wait_for_event("unresponsive", kernel)
+        time.sleep(INTERVAL + TIMEOUT + GRACE + 2)
+        assert alive(pid)
+        assert "was ended" not in server.log
+        changes = {"recovery": "always", "restore": False}
+        status, recipe = server.call("/kernelpool/v1/pools/python3", "PATCH", changes)
+        assert (status, recipe["settings"]["on_unresponsive"], recipe["settings"]["restore"]) == (200, "restart", False)
+        reply, _ = tab.until_idle(stuck)
+        assert "did not answer" in reply["evalue"], "now it is replaced"
+        heard.wait_for_event("restarted", kernel)
+    status, refusal = server.call("/kernelpool/v1/pools/python3", "PATCH", {"on_unresponsive": "panic"})
+    assert (status, refusal["field"]) == (422, "on_unresponsive")
+
+
 def test_a_client_that_leaves_as_it_asks_a_dead_kernel_is_told_when_it_comes_back(
     kp_start: Callable[..., Server],
 ) -> None:

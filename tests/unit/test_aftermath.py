@@ -39,9 +39,8 @@ class FakeManager:
             kernel_name="python3", owns_kernel=True, execution_state="idle", reason="", restarts_for=None,
             provisioner=SimpleNamespace(process=Process(), record=record), _restarter=self.restarter,
         )  # fmt: skip
-        self.pool = SimpleNamespace(
-            supervision=SimpleNamespace(pids=frozenset()), settings_for=lambda name: SimpleNamespace(recovery=None)
-        )
+        self.own = SimpleNamespace(recovery=None, on_unresponsive=None, restore=None)
+        self.pool = SimpleNamespace(supervision=SimpleNamespace(pids=frozenset()), settings_for=lambda name: self.own)
         self.checkpoints = []
         self.forking = SimpleNamespace(checkpoints_of=lambda kernel_id: self.checkpoints)
         self.brought_back = 0
@@ -190,6 +189,26 @@ async def test_deaths_before_an_answer_that_jupyter_does_not_count_are_capped(gi
     assert house.life.stays is not gives_up_next, "at its own limit Jupyter forgets it, as it always did"
     assert not house.aftermath.is_bringing_back("k")
     await house.aftermath.close()
+
+
+@pytest.mark.parametrize("recovery, comes_back", [("never", False), ("on_failure", True), ("always", True)])
+async def test_what_was_ended_for_its_silence_comes_back_only_where_its_recovery_says_so(kp_pids, recovery, comes_back):
+    house = House()
+    house.manager.own.recovery = recovery
+    house.starts_anew(answered=True)
+    await house.silent()
+    await asyncio.sleep(0.01)
+    assert (house.manager.brought_back, house.life.stays) == (int(comes_back), not comes_back)
+
+
+@pytest.mark.parametrize("general, own, restores", [(True, False, False), (False, True, True), (True, None, True)])
+async def test_recipe_says_whether_its_kernels_get_their_checkpoint_back(general, own, restores):
+    house = House(restore=general)
+    house.manager.checkpoints, house.manager.own.restore = ["c"], own
+    house.starts_anew(answered=True)
+    house.aftermath.stays_dead("k")
+    await asyncio.sleep(0.01)
+    assert house.manager.brought_back == int(restores), "else Jupyter restarts it"
 
 
 async def test_restores_in_quick_succession_end_at_jupyters_limit():

@@ -249,6 +249,26 @@ def test_starts_are_refused_by_kernelspec_until_one_answers():
 
 
 @pytest.mark.parametrize(
+    "general, own, recovery, expected",
+    [
+        ("restart", None, None, "restart"),
+        ("report", "restart", None, "restart"),
+        ("restart", "report", None, "report"),
+        ("restart", None, "on_failure", "restart"),
+        ("restart", None, "never", "interrupt"),
+        ("report", "restart", "never", "interrupt"),
+        ("report", None, "never", "report"),
+    ],
+)
+def test_recipe_says_what_becomes_of_silent_kernels_and_one_that_is_never_restarted_is_not_ended(
+    general, own, recovery, expected
+):
+    assert KernelHealth(on_unresponsive=general).silence_of(own, recovery) == expected
+    if recovery == "never":
+        assert KernelHealth(on_unresponsive=general, recovery="never").silence_of(own, None) == expected
+
+
+@pytest.mark.parametrize(
     "traits, name",
     [
         ({"interval": -1}, "interval"),
