@@ -142,6 +142,8 @@ class Chronicle:
                 self._lives[event.kernel_id].dead = True
             case "restarted":
                 metrics.RESTARTS.labels(cause=cause).inc()
+            case "restored" if "cause" in event.facts:  # in the place of a restart
+                metrics.RESTARTS.labels(cause=cause).inc()
             case "unresponsive":
                 metrics.UNRESPONSIVE.labels(cause=cause).inc()
             case "culled":

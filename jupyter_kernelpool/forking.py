@@ -227,9 +227,12 @@ class Forking:
         self.lineage.end(key)
 
     @timed("restore")
-    async def restore(self, kernel_id: str, source: str, *, timeout: float = 30.0) -> None:
+    async def restore(
+        self, kernel_id: str, source: str, *, timeout: float = 30.0, why: tuple[str, str] | None = None
+    ) -> None:
         """Let the kernel become what the checkpoint or kernel *source*, a relative of it, is; its clients stay.
 
+        *why*, a word and a sentence, is told where nobody asked for it.
         So does a kernel that is dead, or that had to start cold after its crash. Raises `Busy` while a cell runs,
         `NotRelated`, `NotFound`, `CannotFork`, `WrongState` while it starts; the kernel is as it was then.
         """
@@ -268,8 +271,10 @@ class Forking:
                     successor.discard("the kernel is not to be replaced")
                     raise
                 await kernel.replace_process(successor)
-                kept = {"checkpoint": source} if source in self.checkpoints else {}
-                self._tell("restored", kernel_id, source=source, **kept)
+                facts = {"checkpoint": source} if source in self.checkpoints else {}
+                if why is not None:
+                    facts["cause"], facts["reason"] = why
+                self._tell("restored", kernel_id, source=source, **facts)
         finally:
             self._changing.discard(kernel_id)
 

@@ -353,17 +353,17 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         Returns what came of it: `restored` or `restarted`.
         """
         kernel: Any = self.get_kernel(kernel_id)
+        why = kernel.restarts_for or ("limit", str(kernel.stays_dead_for or ""))
         checkpoints = self.forking.checkpoints_of(kernel_id) if restore else []
         for checkpoint in reversed(checkpoints):
             try:
-                await self.forking.restore(kernel_id, checkpoint.id)
+                await self.forking.restore(kernel_id, checkpoint.id, why=why)
             except KernelPoolError as error:
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue
             kernel.restarts_for = None
             return "restored"
-        if kernel.restarts_for is None:
-            kernel.restarts_for = "limit", str(kernel.stays_dead_for or "")
+        kernel.restarts_for = why
         restart: Any = self.restart_kernel
         await restart(kernel_id, now=True)
         return "restarted"

@@ -289,14 +289,22 @@ def test_recovery_brings_the_last_checkpoint_back(kp_start: Callable[..., Server
     server = kp_start(*QUICK, "--KernelHealth.restore=True", "--KernelHealth.on_unresponsive=restart")
     server.wait_warm(1)
     kernel = server.start_kernel()
-    with browser(server, kernel) as tab:
+    with follow(server) as heard, browser(server, kernel) as tab:
         tab.execute("x = 'before'")
         assert server.call(f"/kernelpool/v1/kernels/{kernel}/checkpoints", "POST", {})[0] == 201
         tab.execute("x = 'after'")
         assert "last checkpoint" in lost(tab, "import os; os._exit(1)")
         assert tab.execute("print(x)") == "before"
+        restored = heard.wait_for_event("restored", kernel)
+        assert (restored["cause"], restored["reason"]) == ("died", "Its process ended with exit code 1")
         lost(tab, NEVER_RETURNS)
         assert tab.execute("print(x)") == "before"
+        restored = heard.wait_for_event("restored", kernel, 2)
+        assert restored["cause"] == "unresponsive"
+        assert "did not answer (wedged)" in restored["reason"]
+        assert "restarted" not in heard.names(kernel)
+    for cause in ("died", "unresponsive"):
+        assert value(server, "jupyter_kernelpool_restarts_total", cause=cause) == 1, "alerts ask that"
 
 
 def test_policy_of_a_recipe_leaves_kernels_dead_with_the_reason(kp_start: Callable[..., Server]) -> None:
