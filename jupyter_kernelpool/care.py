@@ -28,6 +28,7 @@ from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.lives import Life, Lives
 from jupyter_kernelpool.nudge import Places, Reply, nudge
 from jupyter_kernelpool.starts import Starts
+from jupyter_kernelpool.stumbles import Stumbles
 from jupyter_kernelpool.usage import read_state
 
 LOOK_AT_LEAST_EVERY = 2.0  # for kernels of which nobody tells: those that ran already
@@ -49,6 +50,7 @@ class Care:
         self._nudges: dict[str, asyncio.Task[None]] = {}
         self._places = Places()
         self._looked = 0.0
+        self._stumbles = Stumbles(log, "The care for kernels")
         self._unable = 0  # nudges in a row that could not be sent
 
     def standing_of(self, kernel_id: str) -> Standing:
@@ -98,6 +100,7 @@ class Care:
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
         self._lives.forget(kernel_id)
+        self._stumbles.forget(f"kernel {kernel_id}")
         task = self._nudges.pop(kernel_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -126,14 +129,19 @@ class Care:
         for kernel_id in self._lives.kernel_ids - set(kernel_ids):
             pending = self._manager._pending_kernels.get(kernel_id)
             if pending is None or pending.done():  # else it is starting
-                self._forget_vanished(kernel_id)
+                with self._stumbles.over(f"the end of kernel {kernel_id}"):
+                    self._forget_vanished(kernel_id)
         now = time.monotonic()
         for kernel_id in kernel_ids:
-            life = self._lives.of(kernel_id)
-            if life.standing.due <= now and kernel_id not in self._nudges and self._can_be_asked(kernel_id, life):
-                task = asyncio.create_task(self._nudge(kernel_id, life), name=f"kernelpool-nudge-{kernel_id}")
-                self._nudges[kernel_id] = task
-                task.add_done_callback(functools.partial(self._nudged, kernel_id))
+            with self._stumbles.over(f"kernel {kernel_id}"):
+                self._begin_if_due(kernel_id, now)
+
+    def _begin_if_due(self, kernel_id: str, now: float) -> None:
+        life = self._lives.of(kernel_id)
+        if life.standing.due <= now and kernel_id not in self._nudges and self._can_be_asked(kernel_id, life):
+            task = asyncio.create_task(self._nudge(kernel_id, life), name=f"kernelpool-nudge-{kernel_id}")
+            self._nudges[kernel_id] = task
+            task.add_done_callback(functools.partial(self._nudged, kernel_id))
 
     def _nudged(self, kernel_id: str, task: asyncio.Task[None]) -> None:
         if self._nudges.get(kernel_id) is task:

@@ -34,6 +34,7 @@ from jupyter_kernelpool.errors import NotValid
 from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.lifecycle import State
 from jupyter_kernelpool.process import taking_no_cells
+from jupyter_kernelpool.stumbles import Stumbles
 
 AT_REST_TIMEOUT = 0.5
 
@@ -132,6 +133,7 @@ class Culler:
         self.settings = settings
         self._manager = manager
         self._lives: dict[str, Life] = {}
+        self._stumbles = Stumbles(log, "Culling")
         manager.edge.on_ledger.append(self._follow)
 
     # -- what is known of kernels -------------------------------------------------------------------
@@ -144,6 +146,7 @@ class Culler:
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone."""
         self._lives.pop(kernel_id, None)
+        self._stumbles.forget(f"kernel {kernel_id}")
 
     def keep(self, kernel_id: str, seconds: float) -> None:
         """Leave the kernel alone for *seconds* from now on."""
@@ -188,16 +191,18 @@ class Culler:
         """Look at all kernels once; called by the keeper every `KernelCuller.interval` seconds."""
         memory = await self._memory()
         for planned in self._plan(self._ids(), memory):
-            try:
+            with self._stumbles.over(f"{type(planned).__name__} of kernel {planned.id}"):
                 # Others were seen to before, for seconds maybe: it may have ended, be in use, or be kept.
                 action = self._again(planned, memory)
                 if action is not None:
                     await self._carry_out(action)
-            except Exception:
-                log.exception("Kernel %s: %s could not be done", planned.id, type(planned).__name__)
 
     def _plan(self, kernel_ids: Iterable[str], memory: Mapping[str, int]) -> list[Action]:
-        views = [self._view(kernel_id, memory.get(kernel_id, 0)) for kernel_id in kernel_ids]
+        views = []
+        for kernel_id in kernel_ids:
+            with self._stumbles.over(f"kernel {kernel_id}"):
+                if self._may_end(kernel_id):
+                    views.append(self._view(kernel_id, memory.get(kernel_id, 0)))
         keeper = self._manager.keeper
         host = Host(
             keeper.host.available_memory,
@@ -253,14 +258,10 @@ class Culler:
     # -- parts --------------------------------------------------------------------------------------
 
     def _ids(self) -> list[str]:
-        """Kernels that can be ended: those of this server, not those that it only watches."""
-        return [
-            kernel_id
-            for kernel_id in self._manager.list_kernel_ids()
-            if kernel_id in self._lives and self._may_end(kernel_id)
-        ]
+        return [kernel_id for kernel_id in self._manager.list_kernel_ids() if kernel_id in self._lives]
 
     def _may_end(self, kernel_id: str) -> bool:
+        """Whether it is this server's, and not one that it only watches."""
         return bool(getattr(self._manager.get_kernel(kernel_id), "owns_kernel", True))
 
     def _life(self, kernel_id: str) -> Life:
@@ -296,7 +297,10 @@ class Culler:
     async def _memory(self) -> Mapping[str, int]:
         """Private memory of the kernels whose owners asked for it to be looked at, in bytes."""
         wanted = [kernel_id for kernel_id, life in self._lives.items() if life.recycle.memory]
-        return {key: usage.reading.private for key, usage in (await self._manager.meter.look(wanted)).items()}
+        memory: dict[str, int] = {}
+        with self._stumbles.over("what kernels use"):
+            memory = {key: usage.reading.private for key, usage in (await self._manager.meter.look(wanted)).items()}
+        return memory
 
 
 def _is_alike(one: Action, other: Action) -> bool:

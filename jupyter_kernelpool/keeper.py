@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from jupyter_kernelpool.errors import SupervisorGone
 from jupyter_kernelpool.fences import find_mounts, memory_room
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
+from jupyter_kernelpool.stumbles import Stumbles
 
 INTERVAL = 0.25
 QUIET_INTERVAL = 2.0
@@ -81,7 +82,7 @@ class Keeper:
         self.log = pool.log
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._stumbled: dict[str, str] = {}  # over what, and why: told once for as long as it lasts
+        self._survives = Stumbles(self.log, "The kernel pool's keeper").over
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
@@ -119,9 +120,13 @@ class Keeper:
         return just or any(pool.warm for pool in self.pool.pools.values())
 
     def view(self) -> View:
-        """The pool as it is now."""
+        """The pool as it is now, without recipes that can't be looked at."""
+        recipes = []
+        for pool in self.pool.pools.values():
+            with self._survives(f"the state of recipe {name_of(pool)}"):
+                recipes.append(pool.view())
         return View(
-            recipes=tuple(pool.view() for pool in self.pool.pools.values()),
+            recipes=tuple(recipes),
             host=self._host,
             users_starting=self.pool.users_starting,
             last_start=self.pool.last_start,
@@ -137,22 +142,27 @@ class Keeper:
         if self.pool.paused or not self.pool.active:
             return []
         self._follow_kernelspecs()
-        for pool in self.pool.pools.values():
-            pool.notice_lost_launcher()
-            pool.end_restless()
-            due = 0 < self.check_every < now - pool.checked
-            if pool.warm and not pool.is_checking and (pool.suspect or due):
-                pool.suspect, pool.is_checking, pool.checked = False, True, now
-                self._begin(pool.check(), pool)
+        for pool in list(self.pool.pools.values()):
+            with self._survives(f"recipe {name_of(pool)}"):
+                self._see_to(pool, now)
         actions = plan(self.view(), self.pool.policy, time.monotonic())
         for action in actions:
             concerned = self.pool.pools.get(action.key)
             if concerned is not None:
-                self._carry_out(action, concerned)
+                with self._survives(f"{type(action).__name__} of recipe {name_of(concerned)}"):
+                    self._carry_out(action, concerned)
         metrics.TEMPLATES.set(
             sum(1 for pool in self.pool.pools.values() if pool.launcher is not None and pool.launcher.pid)
         )
         return actions
+
+    def _see_to(self, pool: RecipePool, now: float) -> None:
+        pool.notice_lost_launcher()
+        pool.end_restless()
+        due = 0 < self.check_every < now - pool.checked
+        if pool.warm and not pool.is_checking and (pool.suspect or due):
+            pool.suspect, pool.is_checking, pool.checked = False, True, now
+            self._begin(pool.check(), pool)
 
     def _is_unsupervised(self) -> bool:
         return self.pool.supervision.lost and self.pool.active
@@ -186,7 +196,8 @@ class Keeper:
     def _look(self) -> Host:
         """In a thread: reads /proc, cgroups, and the times of the paths that recipes depend on."""
         for pool in list(self.pool.pools.values()):
-            pool.look()
+            with self._survives(f"what recipe {name_of(pool)} depends on"):
+                pool.look()
         return look_at_host()
 
     async def _run(self) -> None:
@@ -210,16 +221,6 @@ class Keeper:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self.pool.wake.wait()
-
-    @contextlib.contextmanager
-    def _survives(self, what: str) -> Iterator[None]:
-        try:
-            yield
-            self._stumbled.pop(what, None)
-        except Exception as error:
-            if repr(error) != self._stumbled.get(what):
-                self._stumbled[what] = repr(error)
-                self.log.exception("The kernel pool's keeper stumbled over %s; it goes on", what)
 
     def _pause(self) -> float:
         """Seconds until the next turn, where nothing is being done: until a round is due, where nothing else is.
@@ -309,6 +310,11 @@ class Keeper:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
         self.pool.wake.set()
+
+
+def name_of(pool: RecipePool) -> str:
+    """Its name for the log; a kernelspec has several recipes where environments differ."""
+    return f"{pool.recipe.name} ({pool.recipe.key})"
 
 
 def look_at_host() -> Host:

@@ -462,3 +462,21 @@ async def test_keeper_that_was_stopped_does_not_begin_again(kp_resting):
     await kp_resting.stop()
     kp_resting.start()
     assert kp_resting._task is None
+
+
+@pytest.mark.parametrize("fails", ["end_restless", "view", "look"])
+async def test_recipe_that_fails_each_time_keeps_no_other_waiting_and_is_told_once(
+    kp_keeper, kp_clock, caplog, monkeypatch, fails
+):
+    pool = kp_keeper.pool
+    bad = pool.recipe_pool(fake_request(kernel_name="bad"))
+    good = pool.recipe_pool(fake_request(kernel_name="good"))
+    assert list(pool.pools.values()) == [bad, good]
+    monkeypatch.setattr(bad, fails, lambda: 1 / 0)
+    for _ in range(20):
+        await kp_keeper.turn()
+        await done(kp_keeper)
+        kp_clock.now += 2.0
+    assert len(good.warm) == 2
+    told = [record for record in caplog.records if "bad" in record.getMessage() and record.exc_info]
+    assert len(told) == 1
