@@ -110,6 +110,10 @@ class Aftermath:
         self._chronicle.ends(kernel_id, cause, end)
         now = time.monotonic()
         life.end = end
+        life.lost = (
+            cause,
+            life.lost[1] if life.lost is not None else now,
+        )  # since it fell silent, or since it first ended
         life.ends = [*life.ends[1 - REMEMBERED_ENDS :], now]
         life.standing = replace(
             life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
@@ -136,7 +140,7 @@ class Aftermath:
 
     def _leave_dead(self, kernel_id: str, life: Life, reason: str) -> None:
         kernel = self._manager.get_kernel(kernel_id)
-        life.stays = True
+        life.stays, life.lost = True, None
         kernel.execution_state, kernel.reason = "dead", reason
         log.warning("Kernel %s: %s", kernel_id, reason)
         self._chronicle.dies(kernel_id, reason, by_itself=True)

@@ -88,6 +88,7 @@ class Care:
             due = now + self.settings.interval
             life.standing = replace(life.standing, answered=True, beside=beside, due=due)
             life.answered_at = now
+            life.recovered()
             self._started(kernel_id)
 
     def heard(self, kernel_id: str) -> None:
@@ -95,6 +96,7 @@ class Care:
         life = self._lives.find(kernel_id)
         if life is not None and not life.standing.answered:
             life.standing = replace(life.standing, answered=True)
+            life.recovered()
             self._started(kernel_id)
 
     def forget(self, kernel_id: str) -> None:
@@ -227,6 +229,7 @@ class Care:
         record = find_record(kernel)
         if standing.verdict in ANSWERS:
             life.answered_at = now
+            life.recovered()
             if not before.answered:
                 self._started(kernel_id)
             if before.failures:
@@ -238,6 +241,7 @@ class Care:
         elif standing.verdict in UNRESPONSIVE and standing.failures > before.failures:
             if not before.failures:
                 life.silent_since = now
+                life.lost = life.lost or ("unresponsive", now)
             if is_told(standing.failures):
                 log.warning(
                     "Kernel %s does not answer (%s, %s in a row): %s",

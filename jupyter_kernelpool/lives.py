@@ -29,6 +29,7 @@ class Life:
     *end* says how its process ended, until there is another one. It *stays* dead, or is restarted not before
     *restart_at*; with *coming_back* that is done here, and not by the restarter. At *answered_at* its present
     process last answered a nudge, or began to serve; *fruitless* ones in a row ended before that, or soon fell silent.
+    *lost* is why it does not answer (`unresponsive`, `died`), and since when, until it answers again or is given up.
     """
 
     born: float
@@ -41,6 +42,13 @@ class Life:
     answered_at: float | None = None
     fruitless: int = 0
     silent_since: float = 0.0
+    lost: tuple[str, float] | None = None
+
+    def recovered(self) -> None:
+        """The kernel answers; if it had fallen silent or died, that took so long."""
+        if self.lost is not None:
+            (cause, since), self.lost = self.lost, None
+            metrics.RECOVERY.labels(cause=cause).observe(time.monotonic() - since)
 
     def replaced(self) -> None:
         """Somebody restarts the kernel, or has: what was to be done here after a pause is off."""

@@ -54,6 +54,12 @@ NUDGE_ROUND_TRIP = Histogram(
     "Time from asking a kernel on its control channel to its answer",
     buckets=QUICK,
 )
+RECOVERY = Histogram(
+    "jupyter_kernelpool_recovery_seconds",
+    "Time from a kernel's silence or its process's end to its answering again, by cause (unresponsive, died)",
+    ["cause"],
+    buckets=LONG,
+)
 ADOPTED = Counter("jupyter_kernelpool_adopted_kernels", "Kernels that ran already, and were adopted")
 EVICTIONS = Counter("jupyter_kernelpool_evictions", "Warm kernels ended unused, by reason", ["why"])
 
@@ -113,6 +119,8 @@ for _kind in ("exception", "interrupted", "timeout", "killed", "died", "cancelle
     EXECUTION_ERRORS.labels(kind=_kind)
 for _cause in ("asked", "died", "limit", "unresponsive"):
     RESTARTS.labels(cause=_cause)
+for _cause in ("unresponsive", "died"):
+    RECOVERY.labels(cause=_cause)
 for _cause in ("wedged", "stopped", "hung"):
     UNRESPONSIVE.labels(cause=_cause)
 for _verdict in Verdict:

@@ -305,6 +305,9 @@ def test_recovery_brings_the_last_checkpoint_back(kp_start: Callable[..., Server
         assert "restarted" not in heard.names(kernel)
     for cause in ("died", "unresponsive"):
         assert value(server, "jupyter_kernelpool_restarts_total", cause=cause) == 1, "alerts ask that"
+        assert value(server, "jupyter_kernelpool_recovery_seconds_count", cause=cause) == 1
+    silence = value(server, "jupyter_kernelpool_recovery_seconds_sum", cause="unresponsive")
+    assert silence >= GRACE, "it was waited for, and then replaced"
 
 
 def test_policy_of_a_recipe_leaves_kernels_dead_with_the_reason(kp_start: Callable[..., Server]) -> None:

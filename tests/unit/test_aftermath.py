@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
 from jupyter_kernelpool import aftermath as aftermath_module
 from jupyter_kernelpool.aftermath import Aftermath
@@ -209,6 +210,37 @@ async def test_recipe_says_whether_its_kernels_get_their_checkpoint_back(general
     house.aftermath.stays_dead("k")
     await asyncio.sleep(0.01)
     assert house.manager.brought_back == int(restores), "else Jupyter restarts it"
+
+
+def recoveries(cause):
+    return [
+        (REGISTRY.get_sample_value(f"jupyter_kernelpool_recovery_seconds_{part}", {"cause": cause}) or 0.0)
+        for part in ("count", "sum")
+    ]
+
+
+async def test_time_of_a_recovery_is_that_from_the_first_end_to_the_answer():
+    house = House(restart_pause=0.0)
+    count, total = recoveries("died")
+    for _ in range(2):
+        house.starts_anew()
+        house.aftermath.stays_dead("k")
+        await asyncio.sleep(0.1)
+    house.starts_anew()
+    house.life.recovered()
+    house.life.recovered()
+    assert recoveries("died")[0] == count + 1
+    assert recoveries("died")[1] - total > 0.15
+
+
+async def test_kernel_that_stays_dead_has_no_recovery_when_its_user_restarts_it():
+    house = House(recovery="never")
+    before = recoveries("died")
+    house.starts_anew(answered=True)
+    house.aftermath.stays_dead("k")
+    house.starts_anew()
+    house.life.recovered()
+    assert recoveries("died") == before
 
 
 async def test_restores_in_quick_succession_end_at_jupyters_limit():
