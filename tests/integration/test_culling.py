@@ -273,6 +273,17 @@ def test_kernel_whose_last_client_goes_when_it_was_idle_for_long_is_told_before_
         heard.wait_for_event("dead", kernel)
 
 
+def test_server_that_is_stopped_while_it_culls_ends(kp_start: Callable[..., Server]) -> None:
+    server = kp_start("--KernelCuller.idle_timeout=1", "--KernelCuller.interval=0.2", "--KernelCuller.warn_before=0.5")
+    server.wait_warm()
+    with follow(server) as heard:
+        kernel = server.start_kernel()
+        server.run(kernel, "import atexit, time; atexit.register(time.sleep, 2)")
+        heard.wait_for_event("culled", kernel)
+        server.stop()  # which does not wait for ever
+    assert "Traceback" not in server.log
+
+
 def test_kernel_that_the_server_only_watches_has_no_end_ahead(kp_start: Callable[..., Server], tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
