@@ -171,6 +171,11 @@ class Ledger:
         presumed = [one.msg_id for one in self.executions.values() if one.presumed and one.began <= before]
         return presumed + [msg_id for msg_id, (_, asked_at) in self.expected.items() if asked_at <= before]
 
+    @property
+    def owes(self) -> bool:
+        """Whether there are requests of which the kernel has said nothing, whatever else it runs."""
+        return bool(self.expected) or any(one.presumed for one in self.executions.values())
+
     def lose(self, msg_id: str) -> None:
         """The kernel will say nothing of that request."""
         self.expected.pop(msg_id, None)

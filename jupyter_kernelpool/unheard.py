@@ -69,5 +69,5 @@ class Unheard:
                         connection.ended(msg_id)
         except Exception:
             log.exception("Kernel %s: whether it has lost a request could not be seen", kernel_id)
-        if ledger.unheard(time.monotonic()) and kernel_id in self._manager:
+        if ledger.owes and kernel_id in self._manager:  # also while another runs: it may be lost all the same
             self._look_later(kernel_id, ledger, AGAIN_AFTER)
