@@ -73,6 +73,7 @@ class Ledger:
         self.on_show: list[Callable[[Execution], None]] = []  # it turned out to be a cell
         self.on_pause: list[Callable[[Execution], None]] = []  # it waits for input, or goes on
         self.used_at = 0.0  # when somebody last used the kernel: a cell began or ended, a widget was moved
+        self.worked_at = 0.0  # when the main shell was last heard of with what may take its time
         self.on_expect: list[Callable[[], None]] = []  # an execution was asked for
         self.on_abort: list[Callable[[], None]] = []  # an execution was answered as not run
         self.expected: dict[str, tuple[dict[str, Any], float]] = {}  # header and time of those not heard of yet
@@ -101,6 +102,8 @@ class Ledger:
             came()
         if parent.get("msg_type") == "comm_msg":
             self.used_at = now  # somebody moved a widget
+        if str(parent.get("msg_type", "")).startswith(("execute_", "comm_")) and parent.get("subshell_id") is None:
+            self.worked_at = now
         msg_id = str(parent.get("msg_id", ""))
         if parent.get("msg_type") != "execute_request":  # requests on control, comms and the like, too, are busy
             if msg_id and state is not None:

@@ -1,7 +1,8 @@
 """Executions that a kernel was asked for and says nothing of, though it is at rest: it has lost them.
 
 ipykernel does so where an interrupt comes while it takes a request up, before it says that it is busy: the request is
-gone, and its client would wait for ever. A kernel that is at rest has taken up all that came before it was asked.
+gone, and its client would wait for ever. That a kernel is at rest once says little: between two messages of a queue it
+is, too. It has lost what two looks found, if it was heard to work on nothing in between.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Unheard:
         self._manager = manager
         self._edge = edge
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._suspects: dict[str, tuple[float, set[str]]] = {}  # what the last look found, and when it had last worked
         self._acts: set[asyncio.Task[None]] = set()
         self._closed = False
         edge.on_ledger.append(self._follow)
@@ -59,15 +61,20 @@ class Unheard:
         task.add_done_callback(self._acts.discard)
 
     async def _ask(self, kernel_id: str, ledger: Ledger) -> None:
+        worked_at, former = self._suspects.pop(kernel_id, (0.0, set[str]()))
         try:
             overdue = ledger.unheard(time.monotonic() - LOST_AFTER)
             if overdue and kernel_id in self._manager and await is_at_rest(self._manager.get_kernel(kernel_id)):
-                for msg_id in set(overdue).intersection(ledger.unheard(time.monotonic())):
+                found = set(overdue).intersection(ledger.unheard(time.monotonic()))
+                for msg_id in found & former if ledger.worked_at == worked_at else ():
                     log.warning("Kernel %s: it has lost a request to execute, and is at rest", kernel_id)
                     ledger.lose(msg_id)
                     for connection in self._edge.connections(kernel_id):
                         connection.ended(msg_id)
+                self._suspects[kernel_id] = ledger.worked_at, found
         except Exception:
             log.exception("Kernel %s: whether it has lost a request could not be seen", kernel_id)
         if ledger.owes and kernel_id in self._manager:  # also while another runs: it may be lost all the same
             self._look_later(kernel_id, ledger, AGAIN_AFTER)
+        else:
+            self._suspects.pop(kernel_id, None)

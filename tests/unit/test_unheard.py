@@ -84,3 +84,24 @@ async def test_execution_that_is_presumed_to_run_is_found_lost(kp_house):
     assert kp_house.ledger.running.presumed
     await eventually(lambda: "b" in kp_house.told)
     assert kp_house.ledger.running is None
+
+
+async def test_cells_that_wait_behind_short_ones_are_not_lost_though_the_kernel_rests_in_between(kp_house):
+    names = [f"cell {number}" for number in range(40)]
+    for name in names:
+        kp_house.expect(name)
+    for name in names:
+        await asyncio.sleep(0.03)  # at rest in between, whenever somebody looks
+        kp_house.hear("busy", name)
+        kp_house.hear("idle", name)
+    assert kp_house.told == names
+
+
+@pytest.mark.parametrize("kind", ["comm_msg", "usage_request"])
+async def test_widgets_that_move_keep_a_cell_behind_them_from_being_lost_and_what_control_says_does_not(kp_house, kind):
+    kp_house.expect("a")
+    for number in range(40):
+        await asyncio.sleep(0.03)
+        kp_house.hear("busy", f"{kind} {number}", kind)
+        kp_house.hear("idle", f"{kind} {number}", kind)
+    assert kp_house.told == ([] if kind == "comm_msg" else ["a"])
