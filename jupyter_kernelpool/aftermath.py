@@ -65,6 +65,14 @@ class Aftermath:
         self._edge.give_up(kernel_id, DIED, reason)
         self._chronicle.dies(kernel_id, reason, by_itself=True)
 
+    def could_not_restart(self, kernel_id: str, error: Exception) -> None:
+        """Jupyter's restarter could make no process for the kernel, and does not try again."""
+        if kernel_id in self._manager:
+            life = self._lives.of(kernel_id)
+            end = life.end or "Its process ended"
+            self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} could not be restarted: {error}")
+            self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")
+
     def is_bringing_back(self, kernel_id: str) -> bool:
         """Whether a process for it is being made here, and nobody else is to start one."""
         life = self._lives.find(kernel_id)

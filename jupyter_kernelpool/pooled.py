@@ -56,6 +56,11 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             ours = isinstance(error, Exception) and not isinstance(error, (*REFUSALS, NoSuchKernel))
             self._server.chronicle.start_failed(kernel_id, error, ours=ours)
 
+    def kernel_did_not_come_back(self, error: Exception) -> None:
+        if self._server is None or not self._server.pool.enabled:
+            raise error
+        self._server.care.aftermath.could_not_restart(self.kernel_id, error)
+
     def kernel_started(self) -> None:
         if self._server is None:
             return

@@ -260,6 +260,10 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     def kernel_did_not_start(self, kernel_id: str, error: BaseException) -> None:
         """It could not be made."""
 
+    def kernel_did_not_come_back(self, error: Exception) -> None:
+        """Its process ended, and its restarter could not make another; nobody tries again."""
+        raise error
+
     def kernel_started(self) -> None:
         """It is made, and need not answer yet."""
 

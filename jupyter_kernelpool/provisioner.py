@@ -165,7 +165,7 @@ class PoolProvisioner(LocalProvisioner):
         """The start failed: let go of what was taken for it, and of the identity too if no kernel ever had it.
 
         Nobody calls `cleanup` for a kernel that did not start; the listeners of one that did not come back after
-        a restart stay, since the restarter tries again.
+        a restart stay, since its user may restart it.
         """
         for process in (self._begun, self.origin):
             if process is not None:

@@ -25,9 +25,18 @@ class PromptRestarter(AsyncIOLoopKernelRestarter):
         try:
             # Whoever shuts it down meanwhile, or restarts it, has seen to it: another process would be one too many.
             if not await self._stays_dead() and not self.kernel_manager.shutting_down:
-                await super().poll()
+                await self._look()
         finally:
             self._busy = False
+
+    async def _look(self) -> None:
+        try:
+            await super().poll()
+        except Exception as error:
+            # jupyter_client stopped this restarter before the restart, and begins anew only after a start.
+            if not hasattr(self.kernel_manager, "kernel_did_not_come_back"):
+                raise
+            self.kernel_manager.kernel_did_not_come_back(error)
 
     async def _stays_dead(self) -> bool:
         """Whether the kernel ended for a limit that it crossed: restarting it would bring it there again."""

@@ -494,6 +494,32 @@ def test_a_command_that_is_not_there_opens_the_breaker(kp_start: Callable[..., S
     assert (status, refused["code"]) == (503, "starts_fail")
 
 
+def test_a_kernel_that_can_not_be_restarted_is_dead_and_says_why_until_its_user_restarts_it(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start(*QUICK, "--KernelPool.recipes={'mine': {'warm': 0}}")
+    server.wait_warm(1)
+    command = server.folder / "python-of-mine"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ipykernel_launcher "$@"\n')
+    command.chmod(0o755)
+    install(server, "mine", [str(command), "-f", "{connection_file}"])
+    kernel = server.start_kernel(name="mine")
+    with browser(server, kernel) as tab:
+        assert tab.execute("print(1)") == "1"
+        away = command.rename(server.folder / "away")
+        lost(tab, "import os; os._exit(3)")
+        eventually(lambda: model(server, kernel)["execution_state"] == "dead", "nobody can restart it")
+        assert "exit code 3, and it could not be restarted: [Errno 2]" in model(server, kernel)["reason"]
+        reply = tab.ask("execute_request", execution("print(1)"))
+        assert (reply["status"], reply["ename"]) == ("aborted", "KernelDied")
+        assert "could not be restarted" in reply["evalue"]
+        away.rename(command)
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert tab.execute("print(2)") == "2"
+        lost(tab, "import os; os._exit(3)")
+        assert tab.execute("print(3)") == "3", "it is watched again"
+
+
 @pytest.mark.parametrize("preset", ["laptop", "hub"])
 def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
     kp_start: Callable[..., Server], tmp_path: Path, preset: str
