@@ -47,6 +47,9 @@ def pending(
             if self.owns_kernel:
                 self._ready.set_result(None)
             return result
+        except asyncio.CancelledError:
+            self._ready.cancel()  # as where the server stops: its `shutdown_all` asks whether it failed
+            raise
         except Exception as error:
             self._ready.set_exception(error)
             self.log.exception(error)

@@ -206,6 +206,23 @@ def test_what_happens_while_another_kernel_takes_its_time_to_end_counts(kp_start
     assert is_there(server, kept)
 
 
+def test_server_that_stops_during_a_cull_lets_the_other_kernels_end_in_their_time(
+    kp_start: Callable[..., Server],
+) -> None:
+    server = kp_start("--KernelCuller.idle_timeout=2", *CULLS, "--KernelManager.shutdown_wait_time=60")
+    server.wait_warm()
+    culled, other = server.start_kernel(), server.start_kernel()
+    target = server.root / "atexit.txt"
+    server.run(culled, "import atexit, time; atexit.register(time.sleep, 6)")
+    with browser(server, other):
+        later = f"lambda: (time.sleep(6), open({str(target)!r}, 'w').write('done'))"
+        server.run(other, f"import atexit, time; atexit.register({later})")
+        eventually(lambda: f"Kernel {culled} is culled" in server.log, "it is culled")
+    server.stop()
+    assert target.read_text() == "done"
+    assert "InvalidStateError" not in server.log
+
+
 def test_clients_of_a_culled_kernel_are_told_why_their_cells_end(kp_start: Callable[..., Server]) -> None:
     """Also where the cell can't be interrupted, so that its kernel answers nothing."""
     server = kp_start("--KernelCuller.busy_timeout=2", *CULLS)
