@@ -5,7 +5,6 @@ to ask each.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -62,8 +61,12 @@ class MetricsFile:
     async def remove(self) -> None:
         """The server stops: what it told is true no more."""
         if self._written:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 await asyncio.to_thread(os.unlink, self.path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # the kernels are still to be shut down
+                log.warning("The metrics file %s can't be removed: %s", self.path, error)
 
 
 def find_path(path: str) -> str:

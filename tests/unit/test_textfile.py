@@ -67,6 +67,18 @@ async def test_file_goes_when_the_server_stops_and_nothing_is_said_if_it_has_gon
     await MetricsFile("").remove()
 
 
+async def test_file_that_can_not_be_removed_keeps_the_server_from_nothing(tmp_path, caplog, monkeypatch):
+    file = MetricsFile(str(tmp_path / "a.prom"))
+    await file.write()
+
+    def unlink(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("jupyter_kernelpool.textfile.os.unlink", unlink)
+    await file.remove()
+    assert "can't be removed: [Errno 13]" in caplog.text
+
+
 async def test_a_folder_that_is_not_there_is_told_once_until_it_is_there(tmp_path, caplog):
     file = MetricsFile(str(tmp_path / "later" / "a.prom"))
     await file.write()
