@@ -243,6 +243,8 @@ class Culler:
                 events.emit("culled", kernel_id, now=time.time(), reason=why, cause=cause)
                 self._manager.get_kernel(kernel_id).reason = f"The kernel was culled: {why}."
                 await self._end(kernel_id)
+                if cause == "memory":
+                    self._manager.keeper.gave_up_kernel()
             case Renew(id=kernel_id, why=why):
                 await self._renew(kernel_id, why)
 

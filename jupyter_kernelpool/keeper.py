@@ -86,7 +86,7 @@ class Keeper:
         self._jobs: set[asyncio.Task[None]] = set()
         self._host = Host(available_memory=1 << 62, busy=0.0)
         self._looked_at_host = 0.0
-        self._gave_up_at = float("-inf")  # when a warm kernel was last ended for want of memory
+        self._gave_up_at = float("-inf")  # when a kernel was last ended for want of memory
         self.check_every = CHECK_EVERY  # seconds between two questions to warm kernels; 0: none without suspicion
         self.rounds = [Round("supervise", SUPERVISE_EVERY, self._supervise, self._is_unsupervised)]
 
@@ -115,9 +115,13 @@ class Keeper:
 
     @property
     def regains_memory(self) -> bool:
-        """Whether warm kernels are there that go for want of memory, or some just went, and it may be short no more."""
+        """Whether warm kernels are there that go for want of memory, or one just went, and it may be short no more."""
         just = time.monotonic() - self._gave_up_at < GIVEN_BACK_WITHIN
         return just or any(pool.warm for pool in self.pool.pools.values())
+
+    def gave_up_kernel(self) -> None:
+        """One was ended for want of memory: what it had is not counted yet."""
+        self._gave_up_at = time.monotonic()
 
     def view(self) -> View:
         """The pool as it is now, without recipes that can't be looked at."""
@@ -246,7 +250,7 @@ class Keeper:
             case Evict(id=record_id, why=why):
                 pool.evict(record_id, why)
                 if why == MEMORY_IS_SHORT:
-                    self._gave_up_at = time.monotonic()
+                    self.gave_up_kernel()
             case Drain(why=why):
                 self.log.info("Recipe %s is drained: %s", pool.recipe.name, why)
                 pool.stage = Stage.LOADING
