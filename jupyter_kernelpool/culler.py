@@ -259,12 +259,16 @@ class Culler:
         await asyncio.shield(ending)
 
     async def _renew(self, kernel_id: str, why: str) -> None:
-        """Restart the kernel, unless a cell has begun meanwhile; what comes from now on is for the next process."""
+        """Restart the kernel, unless it is dead, or a cell was asked for or has begun meanwhile.
+
+        What comes from now on is for the next process.
+        """
         kernel = self._manager.get_kernel(kernel_id)
         process = kernel.pooled.claimed if getattr(kernel, "pooled", None) is not None else None
         with taking_no_cells(process):
-            at_rest = await process.check(AT_REST_TIMEOUT) if process is not None else True
-            if at_rest and not self._view(kernel_id).busy:
+            at_rest = await (process.check(AT_REST_TIMEOUT) if process is not None else kernel.is_alive())
+            is_asked = bool(self._manager.edge.ledger(kernel_id).expected)
+            if at_rest and not is_asked and not self._view(kernel_id).busy:
                 log.info("Kernel %s is restarted: %s", kernel_id, why)
                 kernel.restarts_for = "renewed", why
                 await self._manager.restart_kernel(kernel_id)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from jupyter_kernelpool.culler import Culler, KernelCuller
+from jupyter_kernelpool.culling import Recycle
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.keeper import Keeper
@@ -75,3 +76,17 @@ async def test_one_kernel_goes_for_memory_and_no_other_before_what_it_had_is_cou
     manager.keeper._gave_up_at -= 60
     await culler.go()
     assert not manager.kernels
+
+
+async def test_kernel_that_was_just_asked_for_a_cell_or_is_dead_does_not_begin_anew(kp_house):
+    culler, manager = kp_house()
+    for kernel_id in manager.kernels:
+        culler.recycle(kernel_id, Recycle(age=1e-9))
+    manager.edge.ledger("a").expect({"msg_id": "1", "msg_type": "execute_request"}, 0.0)
+    manager.kernels["b"].lives = False
+    await culler.go()
+    assert manager.restarted == []
+    manager.edge.ledger("a").answered("1")
+    manager.kernels["b"].lives = True
+    await culler.go()
+    assert manager.restarted == ["a", "b"]
