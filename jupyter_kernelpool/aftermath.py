@@ -130,6 +130,8 @@ class Aftermath:
             self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} stays dead: {decision.why}.")
             self._leave_dead(kernel_id, life, f"{end}, and it stays dead: {decision.why}.")
             return
+        if not here and gives_up_next(self._manager.get_kernel(kernel_id)):
+            return  # Jupyter's restarter, which asks, forgets the kernel now, and `gives_up` tells of that
         follows = (
             "goes back to its last checkpoint" if self._restores(kernel_id) else "is restarted without its variables"
         )

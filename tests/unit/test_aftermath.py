@@ -253,3 +253,20 @@ async def test_restores_in_quick_succession_end_at_jupyters_limit():
     assert house.life.stays
     assert "ended 3 times within 60 s, and KernelRestarter.restart_limit is 2" in house.manager.kernel.reason
     assert house.manager.brought_back == 2
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+async def test_at_the_end_after_which_jupyter_forgets_a_kernel_no_restart_is_promised(limit):
+    house = House(restart_limit=limit, restart_pause=30.0)
+    told = SimpleNamespace(give_up=lambda ename, evalue: words.append(evalue))
+    words: list[str] = []
+    house.aftermath._edge.enter("k", told)
+    house.life.ends.append(time.monotonic())
+    house.starts_anew(answered=True)
+    house.manager.restarter.gives_up_next = True
+    assert not house.aftermath.stays_dead("k"), "Jupyter is not to wait"
+    house.aftermath.gives_up("k")
+    assert words == [
+        "Its process ended with exit code 1, again and again; Jupyter gave up restarting it, and forgets it."
+    ]
+    await house.aftermath.close()
