@@ -211,6 +211,7 @@ class Care:
         if reply.control:
             beside = life.standing.beside or running is True or answers_beside_cells(reply)
             life.standing = replace(life.standing, beside=beside)
+        running = running or self._is_running(kernel_id, kernel)  # a cell may have begun since
         states = [each for each in (state, *reply.states) if each]
         return judge(Answers(reply.control, reply.heartbeat, states, running), beside=life.standing.beside)
 
