@@ -361,7 +361,6 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             except KernelPoolError as error:
                 self.log.warning("Kernel %s: its checkpoint could not be restored: %s", kernel_id, error)
                 continue
-            kernel.restarts_for = None
             return "restored"
         kernel.restarts_for = why
         restart: Any = self.restart_kernel

@@ -101,7 +101,7 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
     def _begins_anew(self) -> None:
         """It has another process: what was known of the one before is over."""
         self._server.culler.began(self.kernel_id)
-        self.stays_dead_for = None
+        self.stays_dead_for = self.restarts_for = None
         self.reason = ""
         if getattr(self, "execution_state", "") == "dead":
             self.execution_state = "starting"
