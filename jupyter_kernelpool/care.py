@@ -284,6 +284,7 @@ class Care:
         """Jupyter forgot a kernel that it had adopted, without a word."""
         self.forget(kernel_id)
         self._edge.forget(kernel_id)
+        self._manager.culler.forget(kernel_id)
 
     def _is_still(self, kernel_id: str, kernel: Any, process: Any, life: Life) -> bool:
         """Whether the kernel that was asked is still what it was then."""

@@ -52,3 +52,11 @@ async def test_cell_that_begins_while_a_kernel_waits_to_be_asked_makes_it_busy_n
 
     monkeypatch.setattr(care_module, "nudge", nudge)
     assert await care._ask("k", manager.kernel, care._lives.begin("k"), [0.1]) is Verdict.BUSY
+
+
+async def test_adopted_kernel_that_vanished_is_forgotten_by_the_culler_too():
+    manager = FakeManager()
+    care, _ = care_of(manager)
+    care._lives.begin("k")
+    await care.look()
+    assert manager.forgotten == ["k"]
