@@ -125,7 +125,7 @@ class Prompt:
         leaving = self._process()
         if isinstance(leaving, Process):
             await leaving.stays.wait()
-        with contextlib.suppress(TimeoutError):  # a kernel that is dead or silent gets it nevertheless, as with stock
+        with contextlib.suppress(TimeoutError):  # a kernel that is silent gets it nevertheless, as with stock
             async with asyncio.timeout(HOLD_TIMEOUT):
                 while not self._hears(process := self._process()):
                     if isinstance(process, Process) and process.alive:
@@ -136,6 +136,8 @@ class Prompt:
         self._subscribed = self._process()
         held, self._held = self._held, []
         for message in held:
+            if self.answer_for_dead(message):
+                continue  # it was held before anybody knew that the kernel stays dead
             with contextlib.suppress(OSError):  # the client has gone meanwhile, and its streams are closed
                 super().handle_incoming_message(message)  # type: ignore[misc]
 
