@@ -90,6 +90,39 @@ async def test_our_shutdown_all_ends_every_kernel(managers: Any) -> None:
     assert not len(manager)
 
 
+async def restart_one_slowly(manager: Any) -> tuple[psutil.Process, asyncio.Future[None]]:
+    """The process of a kernel that is being restarted, and what ends that."""
+    kernel_id = await manager.start_kernel(kernel_name="python3")
+    kernel = manager.get_kernel(kernel_id)
+    await kernel.ready
+    kernel._ready = asyncio.get_running_loop().create_future()
+    return psutil.Process(kernel.provisioner.pid), kernel._ready
+
+
+async def test_stock_shutdown_all_raises_during_a_restart(managers: Any) -> None:
+    """Fails when upstream waits for what is being restarted: `_await_restarts` can then go."""
+    manager = managers(AsyncMappingKernelManager)
+    process, ready = await restart_one_slowly(manager)
+    with pytest.raises(asyncio.InvalidStateError):
+        await manager.shutdown_all(now=True)
+    assert process.is_running()
+    ready.set_result(None)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_our_shutdown_all_waits_for_restarts_for_a_while(
+    managers: Any, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr("jupyter_kernelpool.manager.RESTARTED_WITHIN", 30.0 if ends else 0.1)
+    manager = managers(PoolingKernelManager)
+    process, ready = await restart_one_slowly(manager)
+    if ends:
+        asyncio.get_running_loop().call_later(0.3, ready.set_result, None)
+    await manager.shutdown_all(now=True)
+    assert not process.is_running()
+    assert not len(manager)
+
+
 @pytest.fixture
 def pending_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The sleeps that jupyter_client's `in_pending_state` makes from now on."""
