@@ -6,9 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-from jupyter_kernelpool.usage import scan
+from jupyter_kernelpool.usage import Snapshot, Stat, scan
 
 ROUNDS = 50
 PAUSE = 0.02
@@ -21,11 +21,23 @@ def end_tree(pid: int, others: Collection[int]) -> bool:
     made others when its processes are found, but no fork comes between a signal to a group and those in it. Only a bomb
     each process of which makes a group of its own outruns that.
     """
+    return _end(lambda snapshot: snapshot.tree(pid, others))
+
+
+def end_rest(pid: int, others: Collection[int]) -> bool:
+    """Kill what outlived the process *pid* in the session that it led, but not *others*; whether none is left.
+
+    Blocks, for a second at most.
+    """
+    return _end(lambda snapshot: snapshot.left_by(pid, others))
+
+
+def _end(find: Callable[[Snapshot], Iterable[Stat]]) -> bool:
     known: set[int] = set()
     for _ in range(ROUNDS):
         snapshot = scan()
         alive = {one.pid for one in snapshot.stats.values() if not one.ended}
-        found = alive.intersection(one.pid for one in snapshot.tree(pid, others))
+        found = alive.intersection(one.pid for one in find(snapshot))
         # Once its parent has ended a process is no longer found below it: those seen before are looked for by pid.
         new, known = found - known, known | found
         if new:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 from jupyter_kernelpool.allowance import Allowance
+from jupyter_kernelpool.ending import end_rest
 from jupyter_kernelpool.limits.base import Enforcer, Held, Reading, Subject, assign
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.supervision import Supervision
@@ -104,10 +105,13 @@ class Enforcement:
         if self._known:
             await self._have_each(lambda enforcer: enforcer.set_apart(pid), "could not set a process apart")
 
-    async def let_go(self, kernel_id: str) -> None:
-        """The kernel is gone for good."""
+    async def let_go(self, kernel_id: str, subject: Subject | None) -> None:
+        """The kernel is gone for good. What its process left in its session would not be held to anything any more, and
+        ends with it."""
         if kernel_id in self._known:
             self._known.discard(kernel_id)
+            if subject is not None:
+                await asyncio.to_thread(end_rest, subject.pid, self._find_supervision().pids)
             await self._have_each(lambda enforcer: enforcer.let_go(kernel_id), "could not let a kernel go")
 
     async def close(self) -> None:

@@ -143,12 +143,13 @@ class Guard:
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone for good."""
         self.allowances.forget(kernel_id)
+        subject = self._subjects.get(kernel_id)
         for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
         self._clean_slate(kernel_id)
         self._near -= {kernel_id}
         if self._enforcement.knows(kernel_id):
-            self._begin(self._enforcement.let_go(kernel_id))
+            self._begin(self._enforcement.let_go(kernel_id, subject))
 
     def set_apart(self, pid: int) -> None:
         """*pid*, a checkpoint's process, is held to its kernel's limits no more."""

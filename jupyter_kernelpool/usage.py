@@ -66,6 +66,13 @@ class Snapshot:
             self._children.setdefault(one.parent, []).append(one.pid)
             self._sessions.setdefault(one.session, []).append(one.pid)
 
+    def left_by(self, pid: int, others: Collection[int] = frozenset()) -> list[Stat]:
+        """What outlived the process *pid* in the session that it led, with all below, as `tree`; nothing while there is
+        a process of that number, which is given to another one only once the session is empty."""
+        if pid in self.stats and not self.stats[pid].ended:
+            return []
+        return [stat for one in self._sessions.get(pid, ()) if one != pid for stat in self.tree(one, others)]
+
     def tree(self, pid: int, others: Collection[int] = frozenset()) -> list[Stat]:
         """The process *pid*, zombies too: itself first, all that descend from it, and the members of its session,
         where it leads one, with theirs: those whose parent has ended are the supervisor's children, but stay in it.

@@ -24,7 +24,7 @@ from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import new_id
 from traitlets import default
 
-from . import confine, magics, pieces
+from . import confine, magics, pieces, strays
 from .channels import CHANNELS, HandedHeartbeat, begin_in, bind_to_listener
 from .history import LateHistory, without_history
 from .machinery import Machinery
@@ -126,6 +126,7 @@ class UnboundKernelApp(IPKernelApp):
         self.init_shell()
         if self.shell is not None:
             magics.load(self.shell)
+            strays.watch(self.shell)
         if attend is not None:
             attend(self.kernel)
         self.kernel.start()
@@ -157,6 +158,7 @@ class UnboundKernelApp(IPKernelApp):
 
     def own_session(self) -> None:
         """Make the template's session, whose making takes 2 ms, this process's (jupyter_client/session.py)."""
+        strays.settle()
         session: Any = self.session
         session.pid = os.getpid()
         session.session = new_id()
