@@ -59,13 +59,12 @@ def escalate(
     standing: Standing, *, used: float, allowed: float, policy: Policy, now: float
 ) -> tuple[Standing, Step | None]:
     """What to do about a kernel that uses *used* of a resource of which it is *allowed* so much."""
-    standing = replace(standing, seen=max(standing.seen, used))
-    share = used / allowed
+    standing, share = _seen(standing, used), used / allowed
     if share <= 1.0:
-        if share < CALM:
+        if share < CALM and (standing.over_since, standing.interrupted_at) != (None, None):
             standing = replace(standing, over_since=None, interrupted_at=None)
         if share < policy.warn_at * CALM:
-            return replace(standing, warned=False, seen=used), None
+            return _calm(standing, used), None
         if share >= policy.warn_at and not standing.warned:
             return replace(standing, warned=True), Warn()
         return standing, None
@@ -82,15 +81,24 @@ def escalate(
 def note_refusals(standing: Standing, *, used: float, allowed: float, policy: Policy) -> tuple[Standing, Step | None]:
     """The same for a limit that the operating system holds by refusing more: warn when it is near, note when it
     is reached."""
-    share = used / allowed
-    standing = replace(standing, seen=max(standing.seen, used))
+    standing, share = _seen(standing, used), used / allowed
     if share < policy.warn_at * CALM:
-        return replace(standing, warned=False, over_since=None, seen=used), None
+        return _calm(standing, used), None
     if share >= FULL and standing.over_since is None:
         return replace(standing, warned=True, over_since=0.0), Note()
     if share >= policy.warn_at and not standing.warned:
         return replace(standing, warned=True), Warn()
     return standing, None
+
+
+def _calm(standing: Standing, used: float) -> Standing:
+    """Far from the limit: the next crossing is told anew. Most kernels are, at most looks: that is to cost nothing."""
+    calm = not standing.warned and standing.over_since is None and standing.seen == used
+    return standing if calm else replace(standing, warned=False, over_since=None, seen=used)
+
+
+def _seen(standing: Standing, used: float) -> Standing:
+    return replace(standing, seen=used) if used > standing.seen else standing
 
 
 def note_throttling(standing: Standing, *, throttled: bool, now: float) -> tuple[Standing, bool]:

@@ -313,7 +313,7 @@ class Guard:
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         kernel_id, near, now = subject.kernel_id, False, time.monotonic()
-        allowance = self.allowances.in_force(kernel_id)
+        allowance, policy = self.allowances.in_force(kernel_id), self.limits.policy
         self._judge_speed(kernel_id, reading, now)
         before = self._readings.get(kernel_id, Reading())
         if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
@@ -323,7 +323,7 @@ class Guard:
                 continue
             used, allowed = reading.used[limit], getattr(allowance, limit)
             near |= used > NEAR * allowed
-            standing, policy = self._standing(kernel_id, limit), self.limits.policy
+            standing = self._standing(kernel_id, limit)
             if limit in REFUSED_BY_SYSTEM:
                 standing, step = note_refusals(standing, used=used, allowed=allowed, policy=policy)
             else:
