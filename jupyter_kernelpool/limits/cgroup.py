@@ -39,7 +39,7 @@ class Watched:
     """What is known of a kernel's group since its present process came.
 
     *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before,
-    with the processor's part of that *at*, over which cores are told.
+    with the processor's part of that *at*, over which cores are told; *read* is as it was read.
     *short* is how often memory had been refused by then, for the group's own limit and for the sum's. So many killed
     processes are *told* of already.
     """
@@ -52,6 +52,7 @@ class Watched:
     short: tuple[int | None, int | None]
     told: int
     pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
+    read: Tally | None = None
     cores: float | None = None
     throttled: int = 0
     refused: int = 0  # processes that were killed for a limit of ours
@@ -115,7 +116,7 @@ class CgroupEnforcer(Enforcer):
             watched = self._watched.get(subject.kernel_id)
             if watched is None or watched.pid != subject.pid or has_ended(subject.pid):
                 continue
-            tally = self._groups.tally(group_of(subject.kernel_id))
+            tally = watched.read = self._groups.tally(group_of(subject.kernel_id), watched.read)
             if tally is not None and not (tally.killed > watched.told and is_dying(subject.pid)):
                 found[subject.kernel_id] = self._reading(subject, watched, tally)
         return found

@@ -113,8 +113,8 @@ class Hierarchy(ABC):
         self._write("pids", group, "pids.max", most or "max")
 
     @abstractmethod
-    def tally(self, group: str) -> Tally | None:
-        """What it uses; None where it is gone."""
+    def tally(self, group: str, last: Tally | None = None) -> Tally | None:
+        """What it uses; None where it is gone. Where nothing has run in it since *last*, that: a third of the files."""
 
     @abstractmethod
     def killed(self, group: str) -> int:
@@ -200,13 +200,16 @@ class Unified(Hierarchy):
     def limit_cpu(self, group: str, cores: float) -> None:
         self._write("cpu", group, "cpu.max", f"{_quota(cores) if cores else 'max'} {PERIOD}")
 
-    def tally(self, group: str) -> Tally | None:
+    def tally(self, group: str, last: Tally | None = None) -> Tally | None:
         cpu = self._table("cpu", group, "cpu.stat")
         if not cpu and not self.has(group):
             return None
+        spent = cpu.get("usage_usec", 0) / 1e6
+        if last is not None and 0 < spent == last.cpu:
+            return last
         return Tally(
             charged=self._number("memory", group, "memory.current"),
-            cpu=cpu.get("usage_usec", 0) / 1e6,
+            cpu=spent,
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),
@@ -301,13 +304,16 @@ class Legacy(Hierarchy):
         quota = _quota(min(cores, self._most_cores(group))) if cores else -1
         self._write("cpu", group, "cpu.cfs_quota_us", quota)
 
-    def tally(self, group: str) -> Tally | None:
+    def tally(self, group: str, last: Tally | None = None) -> Tally | None:
+        spent = self._number("cpuacct", group, "cpuacct.usage") / 1e9
+        if last is not None and 0 < spent == last.cpu:
+            return last
         cpu = self._table("cpu", group, "cpu.stat")
         if not cpu and not self.has(group):
             return None
         return Tally(
             charged=self._number("memory", group, "memory.usage_in_bytes"),
-            cpu=self._number("cpuacct", group, "cpuacct.usage") / 1e9,
+            cpu=spent,
             periods=cpu.get("nr_periods", 0),
             throttled=cpu.get("nr_throttled", 0),
             processes=self._number("pids", group, "pids.current"),

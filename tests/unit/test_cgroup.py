@@ -177,6 +177,18 @@ def test_processor_is_held_and_only_a_lasting_want_is_told(kp_enforcer, kp_worke
     assert all(0.01 < reading.used["cpu"] < 0.1 for reading in used[1:])
 
 
+def test_group_in_which_nothing_ran_is_not_read_again(kp_enforcer, kp_worker, monkeypatch):
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=400 * MIB, cpu=1.0), kp_enforcer.holds)
+    kp_worker.ask("1")
+    time.sleep(0.2)  # until it waits for the next question
+    read(kp_enforcer, kp_worker)
+    with monkeypatch.context() as patch:
+        patch.setattr(kp_enforcer._groups, "killed", lambda group: pytest.fail("it is read again"))
+        read(kp_enforcer, kp_worker)
+    kp_worker.ask(f"len(globals().setdefault('kept', bytearray({300 * MIB})))")
+    assert read(kp_enforcer, kp_worker).used["memory"] > 300 * MIB
+
+
 def test_refused_processes_are_read_as_more_than_allowed(kp_enforcer, kp_worker):
     kp_enforcer.hold(kp_worker.subject, Allowance(processes=20), kp_enforcer.holds)
     assert read(kp_enforcer, kp_worker).used["processes"] == 1
