@@ -118,10 +118,8 @@ class Aftermath:
         self._chronicle.ends(kernel_id, cause, end)
         now = time.monotonic()
         life.end = end
-        life.lost = (
-            cause,
-            life.lost[1] if life.lost is not None else now,
-        )  # since it fell silent, or since it first ended
+        since = life.lost[1] if life.lost is not None else now  # when it fell silent, or first ended
+        life.lost = cause, since
         life.ends = [*life.ends[1 - REMEMBERED_ENDS :], now]
         life.standing = replace(
             life.standing, verdict=Verdict.DEAD, why=f"{end}.", total=life.standing.total + failed, checked=time.time()
