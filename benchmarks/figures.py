@@ -149,7 +149,14 @@ def _hub() -> list[Figure]:
 def _held() -> list[Figure]:
     """What each enforcer costs and holds: each hog has a goal of its own, one of them is shown."""
     figures = []
-    hogs = {"memory": "fills the memory", "forks": "forks", "loop": "computes", "printer": "prints"}
+    endless = {"memory": "fills the memory", "forks": "forks", "loop": "computes", "printer": "prints"}
+    others = {
+        "child": "has a child do so",
+        "read": "prints to its client",
+        "files": "opens files",
+        "sleep": "sleeps",
+        "deaf": "blocks SIGINT",
+    }
     for enforcer in ("cgroup", "watchdog"):
         measure, by = f"held_{enforcer}", f"by `{enforcer}`"
         figures += [
@@ -158,7 +165,7 @@ def _held() -> list[Figure]:
                 measure,
                 tuple(
                     Goal(f"{which}< 1 % of a core", side, Bound.AT_MOST, 0.01)
-                    for side, which in (("near", ""), ("limited", "none near "))
+                    for side, which in (("near", ""), ("limited", "none near "), ("astir", "a cell in each "))
                 ),
                 value="overhead",
                 unit=Unit.CORES,
@@ -167,17 +174,20 @@ def _held() -> list[Figure]:
                 floor="limited",
                 floor_is="none near",
             ),
-            Figure(
-                f"`1+1` beside a kernel that {', '.join(hogs.values())} without end, held {by}",
-                measure,
-                tuple(
-                    Goal(f"{hog} ≤ 2 ×", hog, Bound.AT_MOST, 2, under="quiet", ratio_to=f"without it ({hog})")
-                    for hog in hogs
-                ),
-                stock=None,
-                ours="loop",
-                floor="quiet",
-                floor_is="without it",
+            *(
+                Figure(
+                    f"`1+1` beside a kernel that {', '.join(hogs.values())} without end, held {by}",
+                    measure,
+                    tuple(
+                        Goal(f"{hog} ≤ 2 ×", hog, Bound.AT_MOST, 2, under="quiet", ratio_to=f"without it ({hog})")
+                        for hog in hogs
+                    ),
+                    stock=None,
+                    ours=shown,
+                    floor="quiet",
+                    floor_is="without it",
+                )
+                for hogs, shown in ((endless, "loop"), (others, "deaf"))
             ),
             Figure(
                 f"cores of the one that computes and may use 80 % of one, {by}",
@@ -192,7 +202,8 @@ def _held() -> list[Figure]:
                 f"memory that the server has more at most while one prints without a client, {by}",
                 measure,
                 tuple(
-                    Goal(f"{hog} ≤ 64 MB", hog, Bound.AT_MOST, 64 * 2**20, statistic="max") for hog in reversed(hogs)
+                    Goal(f"{hog} ≤ 64 MB", hog, Bound.AT_MOST, 64 * 2**20, statistic="max")
+                    for hog in (*reversed(endless), *others)
                 ),
                 value="grown",
                 unit=Unit.BYTES,

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,44 +36,71 @@ LATER = 0.5
 """Seconds after which a hog begins: its client has gone by then, and would only contend for the machine."""
 ENDED_WITHIN = 60.0
 LOOK_EVERY = 0.1
+TOLD_WITHIN = 3.0
+"""Seconds after the end of a cell in which a limit is said to have been the cause; without a client no answer waits."""
 
 
 @dataclass(frozen=True)
 class Hog:
-    """A cell that runs away. *ends*: a limit stops it; else it is only slowed down, and looked at for `HELD_FOR`."""
+    """A cell that runs away. *ends*: a limit stops it; else it is only slowed down, and looked at for `HELD_FOR`.
+
+    Beside the server's limits its kernel has these *limits*. *read*: its client stays, and reads what it prints.
+    """
 
     code: str
     ends: bool = True
+    read: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
+TIMED = {"execution_timeout": 3.0}
+
+
+FILLS = 'kept = []\nwhile len(kept) < 4096: kept.append(b"x" * (1 << 20))'
+PRINTS = "while True: print('x' * 99)"
 HOGS: Mapping[str, Hog] = {
-    "memory": Hog('kept = []\nwhile len(kept) < 4096: kept.append(b"x" * (1 << 20))'),
+    "memory": Hog(FILLS),
+    "child": Hog(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {FILLS!r}])"),
     "forks": Hog(
         "import os\nme = os.getpid()\nfor _ in range(9): os.fork()\n"
         "if os.getpid() != me:\n    time.sleep(60)\n    os._exit(0)\ntime.sleep(60)"
     ),
     "loop": Hog("while True: pass", ends=False),
-    "printer": Hog("while True: print('x' * 99)"),
+    "printer": Hog(PRINTS),
+    "read": Hog(PRINTS, read=True),
+    "files": Hog(
+        "import os\nkept = []\nwhile True:\n    try:\n        kept.append(os.open(os.devnull, os.O_RDONLY))\n"
+        "    except OSError:\n        time.sleep(0.01)",
+        limits=TIMED,
+    ),
+    "sleep": Hog("time.sleep(1e9)", limits=TIMED),
+    "deaf": Hog(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nwhile True: pass", limits=TIMED
+    ),
 }
 
 
 async def measure_held(run: Run, enforcer: str) -> list[Row]:
-    """CPU for holding 50 idle kernels (16 when quick), then with one of them near its limit; `1+1` beside hogs.
+    """CPU for holding 50 idle kernels (16 when quick), also with one of them near its limit, and with a cell that
+    sleeps in each; `1+1` beside hogs.
 
-    A server whose kernels *enforcer* holds, and one without limits beside it. The hogs fill the memory, fork, compute
-    and print without a client, each in a kernel of its own; `1+1` is another kernel's, over its websocket, as long as
-    they run.
+    A server whose kernels *enforcer* holds, and one without limits beside it. The hogs fill the memory, themselves or
+    in a child, fork, compute, print, without a client and with one, open files, sleep, and compute with SIGINT blocked,
+    each in a kernel of its own; `1+1` is another kernel's, over its websocket, as long as they run.
     """
     live = KERNELS_WHEN_QUICK if run.quick else KERNELS
     async with run.servers("ours", f"ours+{enforcer}") as (unlimited, limited):
         kernels: list[str] = []
-        await asyncio.gather(grow(unlimited, [], live), grow(limited, kernels, live))
+        others: list[str] = []
+        await asyncio.gather(grow(unlimited, others, live), grow(limited, kernels, live))
         rows = await _watch(run, unlimited, limited, "limited", live)
         async with limited.client.channels(kernels[0]) as channels:
             await channels.execute(NEAR)
             rows += await _watch(run, unlimited, limited, "near", live)
             await channels.execute("del x")
         rows += await _beside_hogs(run, limited, kernels[0])
+        await asyncio.gather(_send_to_sleep(unlimited, others), _send_to_sleep(limited, kernels))
+        rows += await _watch(run, unlimited, limited, "astir", live)
     return rows
 
 
@@ -97,8 +124,16 @@ async def _watch(run: Run, unlimited: Server, limited: Server, side: str, live: 
         without, with_limits = await asyncio.gather(idle_cpu(unlimited), idle_cpu(limited))
         overhead = with_limits - without
         rows.append({"round": number, "side": side, "live": live, "idle_cpu": with_limits, "overhead": overhead})
-        run.say(f"  {side}: watching {live} idle kernels takes {overhead * 100:.2f} % of a core")
+        run.say(f"  {side}: watching {live} kernels takes {overhead * 100:.2f} % of a core")
     return rows
+
+
+async def _send_to_sleep(server: Server, kernels: list[str]) -> None:
+    """A cell runs in each of them, and does nothing."""
+    for kernel_id in kernels:
+        async with server.client.channels(kernel_id) as channels:
+            await channels.send("import time; time.sleep(1e9)")
+            await asyncio.sleep(LATER / 10)
 
 
 async def _beside_hogs(run: Run, server: Server, neighbour: str) -> list[Row]:
@@ -149,12 +184,23 @@ async def _compute(server: Server, kernel_id: str, meanwhile: asyncio.Task[Any])
 
 @asynccontextmanager
 async def _running(server: Server, hog: Hog) -> AsyncIterator[str]:
-    """A kernel that has begun to run *hog*, and whose client has gone."""
+    """A kernel that has begun to run *hog*, and whose client has gone, unless it reads."""
     kernel_id = await server.client.start_kernel()
     try:
+        if hog.limits:
+            await server.client.request("PATCH", _door(kernel_id), {"limits": hog.limits})
         async with server.client.channels(kernel_id) as channels:
             await channels.execute(ONE.code)
-            await channels.send(f"import time; time.sleep({LATER})\n{hog.code}")
+            code = f"import time; time.sleep({LATER})\n{hog.code}"
+            if hog.read:
+                reading = asyncio.create_task(channels.execute(code))
+                try:
+                    yield kernel_id
+                finally:
+                    reading.cancel()
+                    await asyncio.gather(reading, return_exceptions=True)
+                return
+            await channels.send(code)
             await asyncio.sleep(LATER / 2)
         await asyncio.sleep(LATER / 2)
         yield kernel_id
@@ -164,12 +210,14 @@ async def _running(server: Server, hog: Hog) -> AsyncIterator[str]:
 
 async def _wait_until_held(server: Server, kernel_id: str) -> None:
     """Return when a limit has ended what runs in the kernel; raises `RuntimeError` where none does."""
-    deadline = time.monotonic() + ENDED_WITHIN
+    deadline, idle = time.monotonic() + ENDED_WITHIN, 0
     while True:
         model = await _read(server, kernel_id)
-        if model["breach"] is not None and model["execution_state"] in ("idle", "dead"):
+        ended = model["execution_state"] in ("idle", "dead")
+        if model["breach"] is not None and ended:
             return
-        if time.monotonic() > deadline or (model["breach"] is None and model["execution_state"] == "idle"):
+        idle += ended
+        if time.monotonic() > deadline or idle * LOOK_EVERY > TOLD_WITHIN:
             raise RuntimeError("no limit has stopped what ran away")
         await asyncio.sleep(LOOK_EVERY)
 
@@ -182,4 +230,8 @@ async def _measure_cores(pid: int) -> float:
 
 
 async def _read(server: Server, kernel_id: str) -> dict[str, Any]:
-    return dict(await server.client.request("GET", f"/kernelpool/v1/kernels/{kernel_id}"))
+    return dict(await server.client.request("GET", _door(kernel_id)))
+
+
+def _door(kernel_id: str) -> str:
+    return f"/kernelpool/v1/kernels/{kernel_id}"

@@ -313,28 +313,31 @@ def test_claim_beside_a_hung_kernel_is_asserted_as_a_ratio() -> None:
 @pytest.mark.parametrize("enforcer", ENFORCERS)
 def test_each_hog_is_judged_by_itself_on_each_enforcer(enforcer: str) -> None:
     seconds = {"quiet": 0.010, "memory": 0.025, "forks": 0.015, "loop": 0.012, "printer": 0.020}
+    others = dict.fromkeys(("child", "read", "files", "sleep", "deaf"), 0.013)
     rows: list[Row] = [
         {"round": 0, "side": "limited", "live": 50, "overhead": 0.004},
         {"round": 0, "side": "near", "live": 50, "overhead": 0.012},
-        *({"round": 0, "side": side, "seconds": took, "grown": 2e6} for side, took in seconds.items()),
+        {"round": 0, "side": "astir", "live": 50, "overhead": 0.009},
+        *({"round": 0, "side": side, "seconds": took, "grown": 2e6} for side, took in (others | seconds).items()),
     ]
     rows[-1]["grown"] = 70e6
     rows[-2]["cores"] = 0.79
     measured = results_of(f"held_{enforcer}", rows)
     assert find_missed(measured["measures"]) == [f"held_{enforcer}: 2.50 ×, wanted memory ≤ 2 ×"]
-    overhead, beside, cores, grown = (cells(line) for line in make_table(measured).splitlines()[2:])
+    overhead, beside, beside_others, cores, grown = (cells(line) for line in make_table(measured).splitlines()[2:])
     assert overhead[0].startswith(f"holding 50 idle kernels to limits by `{enforcer}`")
     assert overhead[2:4] == ["1.2 %", "0.4 % (none near)"]
-    assert overhead[-1] == "**no**, yes"
+    assert overhead[-1] == "**no**, yes, yes"
     assert beside[4].startswith("2.50 × without it (memory), 1.50 × without it (forks), ")
     assert beside[-1] == "**no**, yes, yes, yes"
+    assert (beside_others[2], beside_others[-1]) == ("13.0 ms", "yes, yes, yes, yes, yes")
     assert (cores[2], cores[-1]) == ("79.0 %", "yes")
-    assert (grown[2], grown[-1]) == ("70.0 MB", "**no**, yes, yes, yes")
+    assert (grown[2], grown[-1]) == ("70.0 MB", "**no**, yes, yes, yes, yes, yes, yes, yes, yes")
 
 
 def test_hogs_of_the_measure_are_those_that_are_judged() -> None:
     judged = {goal.over for figure in FIGURES if figure.measure == "held_cgroup" for goal in figure.goals}
-    assert judged == {"limited", "near", *HOGS}
+    assert judged == {"limited", "near", "astir", *HOGS}
 
 
 def test_checkpoints_are_counted_in_the_title() -> None:
