@@ -69,7 +69,7 @@ def kp_house():
 
 
 async def test_one_kernel_goes_for_memory_and_no_other_before_what_it_had_is_counted(kp_house):
-    culler, manager = kp_house(reserve_memory=1 << 63)
+    culler, manager = kp_house(reserve_memory=1 << 63, warn_before=0)
     await culler.go()
     await culler.go()
     assert len(manager.kernels) == 1
