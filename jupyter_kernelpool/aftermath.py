@@ -66,9 +66,9 @@ class Aftermath:
         self._chronicle.dies(kernel_id, reason, by_itself=True)
 
     def could_not_restart(self, kernel_id: str, error: Exception) -> None:
-        """Jupyter's restarter could make no process for the kernel, and does not try again."""
-        if kernel_id in self._manager:
-            life = self._lives.of(kernel_id)
+        """No process could be made for the kernel, by Jupyter's restarter or for its user, and nobody tries again."""
+        life = self._lives.of(kernel_id) if kernel_id in self._manager else None
+        if life is not None and not life.stays and life.coming_back is None:  # else that is told by who brings it back
             end = life.end or "Its process ended"
             self._edge.give_up(kernel_id, DIED, f"{end}. The kernel {kernel_id} could not be restarted: {error}")
             self._leave_dead(kernel_id, life, f"{end}, and it could not be restarted: {error}")

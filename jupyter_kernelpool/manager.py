@@ -366,6 +366,17 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             kept = Replay(self.guard.limits.replay, self._kernels[kernel_id].session)
             self._kernel_buffers[kernel_id]["buffer"] = kept
 
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
+        """As stock; where no process comes of it, the kernel is dead and says so, and cells are answered."""
+        stock: Any = super().restart_kernel
+        try:
+            await stock(kernel_id, now=now)
+        except Exception as error:
+            kernel = self._kernels.get(kernel_id)
+            if kernel is not None and not await kernel.is_alive():
+                self.care.aftermath.could_not_restart(kernel_id, error)
+            raise
+
     async def bring_back(self, kernel_id: str, *, restore: bool) -> str:
         """Give the kernel, whose process has ended or was ended, its last checkpoint back, or a fresh process.
 

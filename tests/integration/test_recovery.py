@@ -516,6 +516,14 @@ def test_a_kernel_that_can_not_be_restarted_is_dead_and_says_why_until_its_user_
         away.rename(command)
         assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
         assert tab.execute("print(2)") == "2"
+        away = command.rename(server.folder / "away")
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 500, "nor can its user"
+        assert model(server, kernel)["execution_state"] == "dead"
+        reply = tab.ask("execute_request", execution("print(1)"))
+        assert (reply["status"], reply["ename"]) == ("aborted", "KernelDied")
+        away.rename(command)
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert tab.execute("print(2)") == "2"
         lost(tab, "import os; os._exit(3)")
         assert tab.execute("print(3)") == "3", "it is watched again"
 
