@@ -221,7 +221,9 @@ class Guard:
                     await task
 
     async def let_all_go(self) -> None:
-        """All kernels have ended: leave nothing behind."""
+        """All kernels have ended: leave nothing behind. What they left is ended first, which takes a second at most."""
+        if self._acts:
+            await asyncio.wait(self._acts)
         await self._enforcement.close()
 
     # -- the loop -----------------------------------------------------------------------------------

@@ -581,6 +581,12 @@ class KillingEnforcer(FakeEnforcer):
     kills = True
 
 
+def let_loop_run(bench, monkeypatch):
+    """The guard's own loop, and for as long as a busy machine may need."""
+    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))
+    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+
+
 async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, monkeypatch):
     bench = kp_bench(enforcers=[KillingEnforcer], interval=60)
     monkeypatch.undo()  # the guard's own loop runs
@@ -625,8 +631,7 @@ async def test_answers_are_kept_back_where_a_limit_may_have_been_crossed(kp_benc
 
 async def test_limit_that_a_cell_crossed_is_told_in_it_though_it_is_over(kp_bench, monkeypatch):
     bench = kp_bench(interval=60)
-    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))  # its own loop runs
-    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    let_loop_run(bench, monkeypatch)
     await bench.start("k", 1, memory=10)
     await bench.start("other", 2, memory=10)
     client = Client()
@@ -646,8 +651,7 @@ async def test_limit_that_a_cell_crossed_is_told_in_it_though_it_is_over(kp_benc
 
 async def test_look_under_way_may_have_read_what_is_to_be_told(kp_bench, monkeypatch):
     bench = kp_bench(enforcers=[KillingEnforcer], interval=60)
-    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))
-    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    let_loop_run(bench, monkeypatch)
     reading, going_on = threading.Event(), threading.Event()
     bench.enforcer.on_read = lambda: (reading.set(), going_on.wait(20))
     monkeypatch.setattr(bench.enforcer, "has_killed", lambda subject: False)  # it is read, and not judged yet
@@ -667,8 +671,7 @@ async def test_look_under_way_may_have_read_what_is_to_be_told(kp_bench, monkeyp
 
 async def test_refused_file_is_told_in_its_cell_once_though_all_are_closed_again(kp_bench, monkeypatch):
     bench = kp_bench({"open_files": 200}, enforcers=[OtherEnforcer], interval=60)
-    monkeypatch.setattr(bench.guard, "_wake", type(bench.guard)._wake.__get__(bench.guard))
-    monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
+    let_loop_run(bench, monkeypatch)
     await bench.start("k", 1, open_files=60)
     client = Client()
     bench.edge.enter("k", client)
@@ -681,6 +684,18 @@ async def test_refused_file_is_told_in_its_cell_once_though_all_are_closed_again
     await bench.guard.settle("k", CellEnd({"msg_id": "next"}, brief=True, refused="open_files"))
     assert bench.told() == ["refused", "refused"], "another crossing, which was looked at: told once"
     await bench.guard.close()
+
+
+async def test_server_that_stops_waits_until_what_limited_kernels_left_is_ended(kp_bench, monkeypatch):
+    bench, ended = kp_bench(), []
+    monkeypatch.setattr(
+        "jupyter_kernelpool.enforcement.end_rest", lambda pid, others: time.sleep(0.2) or ended.append(pid)
+    )
+    await bench.start("k", 1, memory=10)
+    await bench.guard.close()
+    bench.guard.forget("k")
+    await bench.guard.let_all_go()
+    assert (ended, bench.enforcer.gone, bench.enforcer.closed) == ([1], ["k"], 1)
 
 
 async def test_kernel_that_ended_keeps_nobody_waiting_for_a_look(kp_bench, monkeypatch):
