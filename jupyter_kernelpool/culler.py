@@ -6,7 +6,6 @@ for by itself (completions, kernel_info, comm_info) keeps no kernel alive, and t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -135,7 +134,6 @@ class Culler:
         self._manager = manager
         self._lives: dict[str, Life] = {}
         self._stumbles = Stumbles(log, "Culling")
-        self._ending: set[asyncio.Task[None]] = set()
         manager.edge.on_ledger.append(self._follow)
 
     # -- what is known of kernels -------------------------------------------------------------------
@@ -242,21 +240,11 @@ class Culler:
                 log.warning("Kernel %s is culled: %s", kernel_id, why)
                 events.emit("culled", kernel_id, now=time.time(), reason=why, cause=cause)
                 self._manager.get_kernel(kernel_id).reason = f"The kernel was culled: {why}."
-                await self._end(kernel_id)
+                await self._manager.shutdown_kernel(kernel_id)
                 if cause == "memory":
                     self._manager.keeper.gave_up_kernel()
             case Renew(id=kernel_id, why=why):
                 await self._renew(kernel_id, why)
-
-    async def _end(self, kernel_id: str) -> None:
-        """Shut the kernel down, also where the server stops meanwhile, and with it the keeper's round.
-
-        jupyter_client leaves a kernel whose shutdown is cancelled pending for ever, and `shutdown_all` waits for it.
-        """
-        ending: asyncio.Task[None] = asyncio.ensure_future(self._manager.shutdown_kernel(kernel_id))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
-        await asyncio.shield(ending)
 
     async def _renew(self, kernel_id: str, why: str) -> None:
         """Restart the kernel, unless it is dead, or a cell was asked for or has begun meanwhile.
