@@ -30,6 +30,7 @@ FULL = 0.9  # of the processes allowed: a refusal below it was the sum's
 BATCH = 1 << 20  # bytes; memory is charged by some pages at once
 EXITING = 0x4  # among the flags of /proc/PID/stat (PF_EXITING, include/linux/sched.h)
 KILL = 1 << (signal.SIGKILL - 1)
+DOUBTED_FOR = 0.7  # seconds; the end of a cell is kept back for one (see `guard`)
 LEAST_SPAN = 0.4  # seconds over which cores are told: a moment's work is no reason to tell that it is slowed down
 WORTH_COUNTING = 0.05  # of the limit: exact memory is dear to read
 
@@ -41,7 +42,8 @@ class Watched:
     *uncharged* is the memory that the process had for itself before it came into the group. *tally* is the one before,
     with the processor's part of that *at*, over which cores are told; *read* is as it was read.
     *short* is how often memory had been refused by then, for the group's own limit and for the sum's. So many killed
-    processes are *told* of already.
+    processes are *told* of already. *own* are the processes that were there then: more than one where the kernel runs
+    behind something; since *doubted* one of them is gone, and the others may follow.
     """
 
     pid: int
@@ -51,6 +53,8 @@ class Watched:
     at: float
     short: tuple[int | None, int | None]
     told: int
+    own: tuple[int, ...]
+    doubted: float | None = None
     pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
     read: Tally | None = None
     cores: float | None = None
@@ -117,7 +121,7 @@ class CgroupEnforcer(Enforcer):
             if watched is None or watched.pid != subject.pid or has_ended(subject.pid):
                 continue
             tally = watched.read = self._groups.tally(group_of(subject.kernel_id), watched.read)
-            if tally is not None and not (tally.killed > watched.told and is_dying(subject.pid)):
+            if tally is not None and not (tally.killed > watched.told and self._is_ending(watched)):
                 found[subject.kernel_id] = self._reading(subject, watched, tally)
         return found
 
@@ -183,7 +187,15 @@ class CgroupEnforcer(Enforcer):
         for pid in pids:
             groups.put(group, pid)
         self._watched[subject.kernel_id] = Watched(
-            subject.pid, allowance, uncharged, tally, time.monotonic(), self._short(group), tally.killed, pending
+            pid=subject.pid,
+            allowance=allowance,
+            uncharged=uncharged,
+            tally=tally,
+            at=time.monotonic(),
+            short=self._short(group),
+            told=tally.killed,
+            own=tuple(pids),
+            pending=pending,
         )
 
     def _limit(self, group: str, allowance: Allowance, limits: frozenset[str]) -> None:
@@ -216,7 +228,7 @@ class CgroupEnforcer(Enforcer):
             self._refused_together = True
         if watched.pending and not self._exceeds(group, allowance.memory):
             self._limit_at_last(group, watched)
-        watched.told = tally.killed
+        watched.told, watched.doubted = tally.killed, None
         if tally.killed > before.killed:  # else files that it read may be in the highest
             watched.peak = max(watched.peak, self._groups.highest(group))
             if self._fell_short(group, watched):
@@ -237,6 +249,19 @@ class CgroupEnforcer(Enforcer):
 
     def _short(self, group: str) -> tuple[int | None, int | None]:
         return self._groups.short(group), self._groups.short("")
+
+    def _is_ending(self, watched: Watched) -> bool:
+        """Whether it is the kernel itself that is being killed, and not a process that it started.
+
+        Of a kernel behind something only what is inside may be killed, and what is around it ends a moment later.
+        """
+        if is_dying(watched.pid):
+            return True
+        if not any(is_dying(pid) for pid in watched.own):
+            return False
+        now = time.monotonic()
+        watched.doubted = watched.doubted or now
+        return now - watched.doubted < DOUBTED_FOR
 
     def _fell_short(self, group: str, watched: Watched) -> bool:
         """Whether a process of the group can have been killed for a limit of ours: else it is the machine that had no
