@@ -436,6 +436,7 @@ def test_process_that_comes_too_late_ends_at_once(kp_server):
 def test_process_that_is_tracked_twice_takes_one_descriptor_and_none_when_it_is_let_go(kp_server):
     process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     open_files = psutil.Process(kp_server.process.pid).num_fds
+    kp_server.order("untrack", pid=process.pid)  # it has answered: it is through with its own start
     before = open_files()
     try:
         for _ in range(2):
