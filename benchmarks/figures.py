@@ -62,6 +62,29 @@ class Figure:
     ratio_to: str = ""
     """With this name the ratio of *ours* to *floor* is shown, where no goal is about it."""
 
+    @property
+    def is_in_readme(self) -> bool:
+        """Whether who reads only the README is to see it: what each user notices, reached or not."""
+        return (self.measure, self.value) in README
+
+
+README = {
+    ("start", "seconds"),
+    ("imports", "seconds"),
+    ("restart", "seconds"),
+    ("template_fork", "seconds"),
+    ("fork_arrays_1", "seconds"),
+    ("restore", "seconds"),
+    ("websocket", "seconds"),
+    ("burst", "seconds"),
+    ("memory", "private"),
+    ("scale", "claim"),
+    ("scale", "idle_cpu"),
+    ("limits", "seconds"),
+    ("hung", "claim"),
+}
+"""The measures, and the values of theirs, that the README shows; the documentation's page has all."""
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.figures import FIGURES, Figure, Outcome, Unit, judge
@@ -26,11 +26,11 @@ def write_amount(number: float | None, unit: Unit) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
 
 
-def make_table(results: Mapping[str, Any]) -> str:
-    """A Markdown table with a line for each figure that was measured."""
+def make_table(results: Mapping[str, Any], figures: Iterable[Figure] = FIGURES) -> str:
+    """A Markdown table with a line for each of *figures* that was measured."""
     measures = results["measures"]
     lines = [
-        _line(figure, measures[figure.measure]) for figure in FIGURES if measures.get(figure.measure, {}).get("summary")
+        _line(figure, measures[figure.measure]) for figure in figures if measures.get(figure.measure, {}).get("summary")
     ]
     marks = ["---", *["---:"] * 4, "---", "---"]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [HEAD, marks, *lines])
@@ -42,8 +42,9 @@ def make_page(results: Mapping[str, Any]) -> str:
 
 
 def make_readme_part(results: Mapping[str, Any]) -> str:
-    """What stands between the README's marks: the table and the plot."""
-    return f"{make_table(results)}\n\n![The benchmarks](docs/_static/benchmarks.png)"
+    """What stands between the README's marks: a table of what users notice, and the plot."""
+    figures = [figure for figure in FIGURES if figure.is_in_readme]
+    return f"{make_table(results, figures)}\n\n![The benchmarks](docs/_static/benchmarks.png)"
 
 
 def put_between_marks(text: str, table: str) -> str | None:
