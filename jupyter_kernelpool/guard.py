@@ -1,5 +1,5 @@
-"""Holds the server's kernels to their limits: has enforcers set and read them, judges what they read by `escalation`
-and `sums`, and has `consequences` do what comes of that.
+"""Holds the server's kernels to their limits: has enforcers set and read them, `standings` and `sums` judge what they
+read, and `consequences` do what comes of that.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.enforcement import Enforcement
 from jupyter_kernelpool.errors import KernelPoolError
-from jupyter_kernelpool.escalation import Standing, Step, escalate, note_refusals, note_throttling
+from jupyter_kernelpool.escalation import Step
 from jupyter_kernelpool.events import Events
 from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.limits.base import Reading, Subject
 from jupyter_kernelpool.limits.settings import KernelLimits
 from jupyter_kernelpool.pace import SLOWER, Pace
 from jupyter_kernelpool.single_cells import SingleCells
+from jupyter_kernelpool.standings import ALL_KERNELS, REFUSED_BY_SYSTEM, Standings
 from jupyter_kernelpool.sums import Group, Sums
 
-REFUSED_BY_SYSTEM = frozenset({"open_files"})  # reaching it ends nothing: the next one is refused
-ALL_KERNELS = "all kernels"
 RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
-NEAR = 0.5
 ALMOST = 0.9  # of an interval: a look that is a moment early is not put off by a whole quick one
 SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
 
@@ -47,8 +45,7 @@ class Guard:
         self.on_change: list[Callable[[str], None]] = []  # told the id of a kernel whose limits change
         self._manager = manager
         self._subjects: dict[str, Subject] = {}
-        self._readings: dict[str, Reading] = {}
-        self._standings: dict[tuple[str, str], Standing] = {}
+        self._standings = Standings(limits.policy, limits.total)
         self.sums = Sums(limits.policy)
         self._near: frozenset[str] = frozenset()  # kernels near a limit of theirs: looked at more often
         self._sum_is_near = False
@@ -131,7 +128,7 @@ class Guard:
         self.allowances.begin(kernel_id, kernel_name, own)
         subject = Subject(kernel_id, pid, inherited)
         self._subjects[kernel_id] = subject
-        self._clean_slate(kernel_id)
+        self._standings.forget(kernel_id)
         try:
             await self._hold(subject)
         except BaseException:
@@ -146,7 +143,7 @@ class Guard:
         subject = self._subjects.get(kernel_id)
         for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
-        self._clean_slate(kernel_id)
+        self._standings.forget(kernel_id)
         self._near -= {kernel_id}
         if self._enforcement.knows(kernel_id):
             self._begin(self._enforcement.let_go(kernel_id, subject))
@@ -162,7 +159,8 @@ class Guard:
         if cause is None:
             return False
         limit, most = cause
-        breach = self._breach_of(kernel_id, limit, max(most, self._standing(kernel_id, limit).seen), "killed")
+        most = max(most, self._standings.seen(kernel_id, limit))
+        breach = self._standings.breach_of(limit, most, self.allowances.in_force(kernel_id), "killed")
         await self.consequences.end_for(kernel_id, breach)  # what it left would be in its successor's way
         await self.consequences.ended(kernel_id, breach)
         return True
@@ -188,7 +186,9 @@ class Guard:
                     self._wake()
                     await self._pace.next_look()
                 if end.refused in REFUSED_BY_SYSTEM and self._is_current(subject):
-                    self._note_refusal(subject, end.refused)
+                    allowance = self.allowances.in_force(kernel_id)
+                    for breach, step in self._standings.judge_refusal(kernel_id, end.refused, allowance):
+                        self._take(subject, breach, step)
                 acts = [act for act, whose in self._acts.items() if whose == kernel_id]
                 if acts:
                     await asyncio.wait(acts)
@@ -272,7 +272,7 @@ class Guard:
         """Whether a cell runs in the kernel, or it computes all the same; not in one that has ended."""
         if kernel_id not in self._subjects:
             return False
-        reading = self._readings.get(kernel_id)
+        reading = self._standings.readings.get(kernel_id)
         computes = reading is not None and reading.used.get("cpu", 1.0) > RESTLESS
         return computes or bool(self._edge.ledger(kernel_id).executions)
 
@@ -301,7 +301,8 @@ class Guard:
             for kernel_id, reading in read.items()
             if kernel_id in watched and self._subjects.get(kernel_id) is watched[kernel_id]  # else it was replaced
         }
-        near, slowed = set[str](), {key for key, reading in readings.items() if self._was_slowed(key, reading)}
+        near = set[str]()
+        slowed = {key for key, reading in readings.items() if self._standings.is_slowed_down(key, reading)}
         for kernel_id, reading in readings.items():
             try:
                 if self._judge(watched[kernel_id], reading):
@@ -309,54 +310,20 @@ class Guard:
             except Exception:
                 log.exception("Kernel %s: what it uses could not be judged", kernel_id)
         self._near = self._near - watched.keys() | near
-        self._readings.update(readings)
         if self.sums.limited and watched.keys() >= self._watched().keys():
             self._sum_is_near = await self._judge_sums(watched, readings, slowed)
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
-        kernel_id, near, now = subject.kernel_id, False, time.monotonic()
-        allowance, policy = self.allowances.in_force(kernel_id), self.limits.policy
-        self._judge_speed(kernel_id, reading, now)
-        before = self._readings.get(kernel_id, Reading())
-        if reading.refused.get("memory", 0) > before.refused.get("memory", 0):
-            self.consequences.child_ended(kernel_id, self._breach_of(kernel_id, "memory", reading.peak, "child_killed"))
-        for limit in allowance.limited & MEASURED - {"cpu"}:
-            if limit not in reading.used:
-                continue
-            used, allowed = reading.used[limit], getattr(allowance, limit)
-            near |= used > NEAR * allowed
-            standing = self._standing(kernel_id, limit)
-            if limit in REFUSED_BY_SYSTEM:
-                standing, step = note_refusals(standing, used=used, allowed=allowed, policy=policy)
-            else:
-                standing, step = escalate(standing, used=used, allowed=allowed, policy=policy, now=now)
-            self._standings[kernel_id, limit] = standing
-            if step is not None:
-                self._take(subject, Breach(limit, allowed, standing.seen, time.time(), ""), step)
-        return near
-
-    def _judge_speed(self, kernel_id: str, reading: Reading, now: float) -> None:
-        before = self._readings.get(kernel_id)
-        slowed = self._was_slowed(kernel_id, reading)
-        standing, tell = note_throttling(self._standing(kernel_id, "cpu"), throttled=slowed, now=now)
-        self._standings[kernel_id, "cpu"] = standing
-        if tell and before is not None:
-            seen = max(reading.used.get("cpu", 0.0), before.used.get("cpu", 0.0))
-            self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, seen)
-
-    def _note_refusal(self, subject: Subject, limit: str) -> None:
-        """A cell has failed since the system refused more: also where it has let go of all when it is looked at."""
-        standing = self._standing(subject.kernel_id, limit)
-        allowed = getattr(self.allowances.in_force(subject.kernel_id), limit)
-        if allowed and standing.over_since is None:  # else it is told already
-            standing, step = note_refusals(standing, used=allowed, allowed=allowed, policy=self.limits.policy)
-            self._standings[subject.kernel_id, limit] = standing
-            if step is not None:
-                self._take(subject, Breach(limit, allowed, standing.seen, time.time(), ""), step)
-
-    def _was_slowed(self, kernel_id: str, reading: Reading) -> bool:
-        before = self._readings.get(kernel_id)
-        return before is not None and reading.throttled > before.throttled
+        """Begin what comes of *reading*; whether the kernel is near a limit."""
+        kernel_id = subject.kernel_id
+        found = self._standings.judge(kernel_id, reading, self.allowances.in_force(kernel_id))
+        if found.slowed_down is not None:
+            self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, found.slowed_down)
+        if found.child_ended is not None:
+            self.consequences.child_ended(kernel_id, found.child_ended)
+        for breach, step in found.steps:
+            self._take(subject, breach, step)
+        return found.near
 
     async def _judge_sums(self, watched: dict[str, Subject], readings: dict[str, Reading], slowed: set[str]) -> bool:
         used = {kernel_id: reading.used for kernel_id, reading in readings.items() if kernel_id in self._subjects}
@@ -371,13 +338,6 @@ class Guard:
         return judgement.near
 
     # -- parts --------------------------------------------------------------------------------------
-
-    def _breach_of(self, kernel_id: str, limit: str, most: float, outcome: str) -> Breach:
-        """What the operating system acted for on a kernel that used *most*: its own limit, or that of the sum."""
-        own, total = (getattr(one, limit) for one in (self.allowances.in_force(kernel_id), self.limits.total))
-        if total and (not own or most < own):
-            return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
-        return Breach(limit, own, max(most, own), time.time(), outcome)
 
     def _all_kernels(self) -> Iterable[Group]:
         return [Group(ALL_KERNELS, self.limits.total, frozenset(self._subjects), self._refused)]
@@ -401,13 +361,6 @@ class Guard:
         if subject is not None:
             await self._hold(subject)
             self._wake()
-
-    def _standing(self, kernel_id: str, limit: str) -> Standing:
-        return self._standings.get((kernel_id, limit), Standing())
-
-    def _clean_slate(self, kernel_id: str) -> None:
-        self._readings.pop(kernel_id, None)
-        self._standings = {key: standing for key, standing in self._standings.items() if key[0] != kernel_id}
 
     def _take(self, subject: Subject, breach: Breach, step: Step) -> None:
         self._begin(self.consequences.act(subject, breach, step), subject.kernel_id)

@@ -320,7 +320,7 @@ async def test_kernel_that_was_shut_down_meanwhile_is_passed_over_in_silence(kp_
     await bench.settle()
     assert (bench.told(), bench.trees, caplog.text) == ([], [], "")
     assert "k" not in bench.guard.breaches
-    assert bench.guard._readings == {}
+    assert bench.guard._standings.readings == {}
 
 
 async def test_two_breaches_at_once_end_the_kernel_once(kp_bench):
@@ -597,7 +597,7 @@ async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, m
     header, brief = {"msg_id": "cell"}, CellEnd({"msg_id": "cell"}, brief=True)
     await bench.guard.settle("k", brief)
     assert client.heard == [], "nothing was killed"
-    while "k" not in bench.guard._readings:
+    while "k" not in bench.guard._standings.readings:
         await asyncio.sleep(0.01)  # its first look is not to be the one that finds it
     bench.enforcer.killed[1] = 1
     async with asyncio.timeout(20):  # long before the next look would be
@@ -636,7 +636,7 @@ async def test_limit_that_a_cell_crossed_is_told_in_it_though_it_is_over(kp_benc
     await bench.start("other", 2, memory=10)
     client = Client()
     bench.edge.enter("k", client)
-    while "k" not in bench.guard._readings:
+    while "k" not in bench.guard._standings.readings:
         await asyncio.sleep(0.01)
     bench.enforcer.used[1]["memory"] = 105
     await bench.guard.settle("k", CellEnd({"msg_id": "cell"}))
