@@ -49,9 +49,13 @@ class Allowances:
         """What a new kernel of that kernelspec may use."""
         return self._limits.allowance.changed(dict(self._manager.pool.settings_for(kernel_name).limits))
 
+    def at_start(self, kernel_id: str, kernel_name: str, own: Allowance | None = None) -> Allowance:
+        """What the kernel may use once it has another process; *own* as in `begin`."""
+        return own or self._own.get(kernel_id) or self.for_kernelspec(kernel_name)
+
     def begin(self, kernel_id: str, kernel_name: str, own: Allowance | None) -> None:
         """The kernel gets a process; *own* are the limits of a fork that has its parent's. Raises `NotEnforceable`."""
-        allowance = own or self._own.get(kernel_id) or self.for_kernelspec(kernel_name)
+        allowance = self.at_start(kernel_id, kernel_name, own)
         self.refuse_unenforceable(allowance, f"kernel {kernel_id}")
         self._refuse_unseen(allowance, kernel_name)
         self._known[kernel_id] = allowance

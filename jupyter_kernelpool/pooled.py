@@ -89,6 +89,12 @@ class PooledKernelManager(ServerKernelManager, PromptKernelManager):
             self.allowance = None  # from here on the guard knows
             self._begins_anew()
 
+    def output_is_limited(self) -> bool:
+        if self._server is None or not self._server.pool.enabled:
+            return False
+        allowances = self._server.guard.allowances
+        return bool(allowances.at_start(self.kernel_id, self.kernel_name, self.allowance).output)
+
     async def kernel_is_anothers(self) -> None:
         if self._server is None:
             return

@@ -14,10 +14,11 @@ from typing import Any
 import zmq
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import KernelManager, _get_future, _ShutdownStatus
-from jupyter_client.provisioning import KernelProvisionerFactory
+from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 from jupyter_kernelpool.allowance import Breach
 from jupyter_kernelpool.errors import NotEnforceable
+from jupyter_kernelpool.launchers.cold import in_pieces
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.provisioner import PoolProvisioner
@@ -75,6 +76,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
     restarts_for: tuple[str, str] | None = None  # why the next restart is made: a word and a sentence; None: asked for
     stays_dead_for: Breach | None = None  # the limit that its process crossed: nobody restarts it but its user
     origin: Process | None = None  # the fork that this kernel is to be; taken by its first start
+    _sends_in_pieces = False  # it started cold, and has that of our kernels
     _start_kernel = _undecorated("_async_start_kernel")
     _shutdown_kernel = _undecorated("_async_shutdown_kernel")
 
@@ -120,6 +122,20 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         await self.pooled.post_launch(**kw)
 
     post_start_kernel: Any = _async_post_start_kernel
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
+        if type(self.provisioner) is LocalProvisioner:
+            kernel_cmd = self.cold_command(kernel_cmd)
+        await super()._async_launch_kernel(kernel_cmd, **kw)
+
+    _launch_kernel: Any = _async_launch_kernel
+
+    def cold_command(self, cmd: list[str]) -> list[str]:
+        """What is run in place of *cmd*, the kernelspec's own command, where stock starts this kernel."""
+        limited = self.output_is_limited() and self.kernel_spec is not None
+        command = in_pieces(cmd, self.kernel_spec) if limited else cmd
+        self._sends_in_pieces = command != cmd
+        return command
 
     async def _hold_anothers(self) -> None:
         try:
@@ -216,7 +232,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         ever. None has come yet, for nobody has asked for them before this one.
         """
         stream = super().connect_iopub(*args, **kwargs)
-        if self.pooled is not None and self.pooled.claimed is not None:
+        if self._sends_in_pieces or (self.pooled is not None and self.pooled.claimed is not None):
             stream.socket.setsockopt(zmq.RCVHWM, WAITING)
             stream.is_shallow = True  # what is not read from it waits in the kernel
         return stream
@@ -250,6 +266,7 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
         provisioner.on_serving = self.kernel_serves
         provisioner.on_process = self.kernel_has_process
         provisioner.on_not_started = self.kernel_not_started
+        provisioner.cold_command = self.cold_command
         provisioner.temporary = getattr(self, "temporary", False)
         provisioner.origin, self.origin = self.origin, None
         self.provisioner = provisioner
@@ -292,6 +309,10 @@ class PromptKernelManager(AsyncIOLoopKernelManager):
 
     def kernel_not_started(self, error: OSError) -> None:
         """The kernelspec's command can't be executed."""
+
+    def output_is_limited(self) -> bool:
+        """Whether its executions are held to a limit on output from their first on."""
+        return False
 
     async def stays_dead(self) -> bool:
         """Whether its process, which has ended, is not to be replaced; asked by the restarter."""

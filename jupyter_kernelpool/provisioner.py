@@ -43,6 +43,7 @@ class PoolProvisioner(LocalProvisioner):
     on_serving: Callable[[Process], None] | None = None
     on_process: Callable[[int], Awaitable[None]] | None = None  # before the user has it; raises `NotEnforceable`
     on_not_started: Callable[[OSError], None] | None = None  # its command can't be executed
+    cold_command: Callable[[list[str]], list[str]] | None = None  # what is run where stock starts it
 
     def __init__(self, *, manager: Any, **kwargs: Any) -> None:
         # Without `parent`, which would merge the whole configuration (0.5 ms) for a class without options.
@@ -318,6 +319,8 @@ class PoolProvisioner(LocalProvisioner):
         cold = self._cold = ColdStart(self.pool, manager.kernel_name, self.kernel_id)
         self.record = cold.record
         try:
+            if self.cold_command is not None:
+                cmd = self.cold_command(cmd)
             cmd, kwargs = await cold.prepare(cmd, kwargs, self._recipe_pool, manager.connection_file)
             await super().launch_kernel(cmd, **kwargs)
         except BaseException as error:

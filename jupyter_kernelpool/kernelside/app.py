@@ -25,12 +25,11 @@ from jupyter_client.session import new_id
 from traitlets import default
 
 from . import confine, magics, pieces, strays
-from .channels import CHANNELS, HandedHeartbeat, begin_in, bind_to_listener
+from .channels import CHANNELS, HELD, HandedHeartbeat, begin_in, bind_to_listener
 from .history import LateHistory, without_history
 from .machinery import Machinery
 
 DEBUG_SHELL = "inproc://jupyter-kernelpool-debug-shell"
-HELD = 4000  # messages of iopub for each subscriber: more than the kernel's and the server's thousand with stock
 CONTROL_TIMEOUT = 1.0
 
 
@@ -50,7 +49,7 @@ class UnboundKernelApp(IPKernelApp):
     def _send_in_pieces(self) -> str:
         """Ours in place of ipykernel's; not in place of one that was configured, or that we don't know."""
         stock = str(IPKernelApp.outstream_class.default_value)
-        return f"{pieces.__name__}.OutStream" if stock == pieces.STOCK else stock
+        return pieces.NAME if stock == pieces.STOCK else stock
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         return port  # bound later, in take_identity

@@ -14,6 +14,7 @@ import zmq
 from ipykernel.heartbeat import Heartbeat
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+HELD = 4000  # messages of iopub for each subscriber: more than the kernel's and the server's thousand with stock
 BIND_TIMEOUT = 10.0
 
 

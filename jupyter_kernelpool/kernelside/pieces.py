@@ -46,6 +46,7 @@ class OutStream(iostream.OutStream):
         return len(text)
 
 
+NAME = f"{__name__}.{OutStream.__name__}"  # by which it is to be configured
 OutStream.__module__ = iostream.OutStream.__module__  # there are libraries that ask for it to know where they are
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from .browsers import browser
 from .conftest import Server, eventually
 from .test_identity import PROBE
+from .test_output_limit import run as output_of
 from .test_transports import reconnected
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -54,6 +56,27 @@ def restart(server: Server, kernel: str) -> None:
 
 
 # -- versions of ipykernel --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version, sends_in_pieces", [("6.29.5", True), ("6.9.2", False)])
+def test_cold_kernel_with_a_limit_on_output_starts_whatever_its_version(
+    kp_servers: Callable[..., Server], tmp_path: Path, version: str, sends_in_pieces: bool
+) -> None:
+    python = make_environment(tmp_path / "env", f"ipykernel=={version}")
+    install_spec(tmp_path / "server", "other", ipykernel_argv(python))
+    off = "--KernelPool.recipes={'other': {'launcher': 'off'}}"
+    server = kp_servers(tmp_path / "server", off, "--KernelPool.warm=0", "--KernelLimits.output=1G")
+    kernel = server.start_kernel(name="other")
+    assert way(server, kernel) == "cold"
+    assert server.run(kernel, "import ipykernel; print(ipykernel.__version__)") == version
+    with browser(server, kernel) as tab:
+        _, published = output_of(tab, "print('x' * (5 << 20), end='')")
+    pieces = [one["content"]["text"] for one in published if one["header"]["msg_type"] == "stream"]
+    assert len("".join(pieces)) == 5 << 20
+    assert len(pieces) == (5 if sends_in_pieces else 1)
+    why = f"What this kernel prints is not sent in pieces: ipykernel {version} is not between"
+    assert (why in server.log) != sends_in_pieces
+    server.stop()
 
 
 def test_oldest_ipykernel_that_is_supported_is_pooled(kp_servers: Callable[..., Server], tmp_path: Path) -> None:

@@ -50,11 +50,18 @@ print(json.dumps({
 """
 
 
+WAYS: dict[str, tuple[str, ...]] = {
+    "claimed": (),
+    "stock": ("--KernelPool.enabled=False",),
+    "cold, in pieces": ("--KernelLimits.output=1M", "--KernelPool.recipes={'python3': {'launcher': 'off'}}"),
+}
+
+
 @pytest.fixture(scope="module")
-def both(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """What a claimed kernel and a cold one answer to the probe, in equal surroundings."""
-    answers = []
-    for options in ((), ("--KernelPool.enabled=False",)):
+def answers(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a claimed kernel and cold ones answer to the probe, in equal surroundings."""
+    answers = {}
+    for way, options in WAYS.items():
         folder = tmp_path_factory.mktemp("same")
         server = kp_servers(folder, *options, MARK="same")
         if not options:
@@ -64,15 +71,15 @@ def both(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFac
         text = server.run(session["kernel"]["id"], PROBE)
         if not options:
             assert server.hit() == 1, "the claimed side must be a pool hit"
-        answers.append(json.loads(text.replace(str(folder), "FOLDER")))
+        answers[way] = json.loads(text.replace(str(folder), "FOLDER"))
         server.stop()
-    return answers[0], answers[1]
+    return answers
 
 
-def test_claimed_kernel_answers_the_probe_as_a_cold_one(both: tuple[Any, Any]) -> None:
-    claimed, cold = both
-    for name in ("env", *cold):
-        assert claimed[name] == cold[name], name
+@pytest.mark.parametrize("way", ["claimed", "cold, in pieces"])
+def test_kernel_answers_the_probe_as_one_of_stocks(answers: dict[str, Any], way: str) -> None:
+    for name in ("env", *answers["stock"]):
+        assert answers[way][name] == answers["stock"][name], name
 
 
 def test_environment_is_what_the_session_asked_for(kp_server: Server) -> None:

@@ -463,6 +463,47 @@ def test_disconnected_printer_is_stopped_and_costs_no_memory(server: Server) -> 
         server.call(f"/api/kernels/{one}", "DELETE")
 
 
+@pytest.fixture(scope="module")
+def cold(kp_servers: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One on which kernels start the stock way, and a cell may put out 1 MB, shared by this module's tests."""
+    folder = tmp_path_factory.mktemp("cold")
+    started = kp_servers(folder, "--KernelLimits.output=1M", "--KernelPool.recipes={'python3': {'launcher': 'off'}}")
+    yield started
+    started.stop()
+
+
+COLD = {
+    "small": "while True: print('x' * 99)",
+    "large": "while True: print('x' * 1000000)",
+    "at once": "print('x' * (300 << 20))",
+}
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["connected", "away"])
+@pytest.mark.parametrize("code", COLD.values(), ids=COLD)
+def test_printer_that_started_cold_is_stopped_and_costs_the_server_no_memory(
+    cold: Server, code: str, away: bool
+) -> None:
+    kernel = cold.start_kernel()
+    with browser(cold, kernel) as tab:
+        assert tab.execute("kept = 5") == ""
+    assert cold.call(f"/kernelpool/v1/kernels/{kernel}")[1]["way"] == "cold"
+    with as_observed(cold) as observed:
+        if away:
+            leave_printing(cold, kernel, "import time; time.sleep(1)\n" + code)
+            eventually(lambda: (breaches(cold, kernel) or {}).get("outcome") == "interrupted", "it is interrupted", 60)
+            eventually(lambda: cold.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "idle", "it has stopped")
+        else:
+            with browser(cold, kernel) as tab:
+                reply, published = run(tab, code)
+            assert reply["ename"] == "KeyboardInterrupt"
+            assert size_of(published) <= MB + 4000
+        with browser(cold, kernel) as tab:
+            assert tab.execute("kept") == "5"
+    assert observed.grown < 64 * MB
+    cold.call(f"/api/kernels/{kernel}", "DELETE")
+
+
 def test_replay_is_bounded_where_output_is_not(kp_start: Callable[..., Server]) -> None:
     server = kp_start("--KernelLimits.replay=8M")
     kernel = server.start_kernel()
