@@ -13,6 +13,7 @@ from jupyter_kernelpool.output import display_of, size_of
 
 HEADER, PARENT, METADATA, CONTENT = 1, 2, 3, 4  # places in a message after its identities; 0 is the signature
 INTERRUPTED = "KeyboardInterrupt"  # ipykernel's name for it
+NO_MESSAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)  # what reading one raises
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -27,15 +28,19 @@ def feed(kernel: Any, ledger: Ledger, alive: Callable[[], None] | None = None) -
     stock = stream._recv_callback
 
     def heard(parts: list[Any]) -> None:
-        if is_nudge(parts):
-            return
-        stock(parts)
+        # It must not raise, nor stock's: nothing would be heard of the kernel any more, not even of its next process.
+        # A ZMQStream looks whether more has come when its callback is done, and its socket does not say so twice.
         try:
+            if is_nudge(parts):
+                return
+            stock(parts)
             state = tell(ledger, session, parts)
             if alive is not None and state != "starting":
                 alive()
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # whatever runs in the kernel can publish there
-            log.debug("Kernel %s published what is no message: %r", kernel.kernel_id, error)
+        except NO_MESSAGE:  # whatever runs in the kernel can publish there
+            log.debug("Kernel %s published what is no message", kernel.kernel_id, exc_info=True)
+        except Exception:
+            log.exception("Kernel %s: what it published could not be taken note of", kernel.kernel_id)
 
     stream.on_recv(heard)
 

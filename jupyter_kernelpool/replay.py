@@ -12,6 +12,7 @@ from typing import Any
 
 from jupyter_client.session import DELIM
 
+from jupyter_kernelpool.activity import NO_MESSAGE
 from jupyter_kernelpool.allowance import human
 from jupyter_kernelpool.gate import Gate
 from jupyter_kernelpool.output import OUTPUT
@@ -57,7 +58,7 @@ class Replay:
                         return
                     parts = judged
                 kind, request = self._read(parts)
-            except (ValueError, KeyError, IndexError, TypeError):
+            except NO_MESSAGE:
                 pass  # it says so itself when it is replayed
         size = _cost(parts)
         self._messages[self._next] = (channel, Kept(parts))

@@ -14,6 +14,7 @@ import contextlib
 from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from tornado.websocket import WebSocketClosedError
 
 from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.dead_kernels import DeadKernels
@@ -92,12 +93,22 @@ class Prompt:
             self._delivery = asyncio.ensure_future(self._deliver_held())
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """As stock, but for what our own probes and nudges bring."""
-        if getattr(stream, "channel", stream) == "iopub" and is_nudge(outgoing_msg):
-            return  # a client would take it for the end of a cell that runs
-        if self._probes and getattr(stream, "channel", stream) == "iopub" and self._is_echo(outgoing_msg):
-            return
-        super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
+        """As stock, but for what our own probes and nudges bring; and what is no message is left out.
+
+        Upstream workaround: stock raises there, and its client hears no more of that channel: pyzmq (zmqstream.py
+        `_handle_events`) looks whether more has come when its callback is done, and a socket does not say so twice.
+        """
+        is_iopub = getattr(stream, "channel", stream) == "iopub"
+        try:
+            if is_iopub and is_nudge(outgoing_msg):
+                return  # a client would take it for the end of a cell that runs
+            if is_iopub and self._probes and self._is_echo(outgoing_msg):
+                return
+            super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
+        except WebSocketClosedError:
+            raise  # more is not to be read before it is kept for this client: its connection is about to end
+        except Exception:
+            self.log.warning("Kernel %s: a message could not be passed on", self.kernel_id, exc_info=True)
 
     async def _connect_once(self, serving: asyncio.Future[None]) -> None:
         """Wait the few milliseconds that a claimed kernel needs to serve; stock would look again after 50."""

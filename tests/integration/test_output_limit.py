@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -46,6 +48,12 @@ while True:
         while True: print('x' * 99)
     except KeyboardInterrupt:
         pass
+"""
+
+PUBLISHES_NO_MESSAGES = """
+publish = get_ipython().kernel.iopub_thread.send_multipart
+publish([b'no message'])
+publish([b'forged', b'<IDS|MSG>', b'no signature', b'{}', b'{}', b'{}', b'{}'])
 """
 
 
@@ -253,6 +261,21 @@ def test_cell_that_prints_without_end_is_interrupted(server: Server, kernel: str
         eventually(lambda: len(heard.of(kernel, "breached")) == 2, "it is told")
     assert [event["outcome"] for event in heard.of(kernel, "breached")] == ["truncated", "interrupted"]
     assert all("used, 10 MB allowed" in event["reason"] for event in heard.of(kernel, "breached"))
+
+
+def test_limit_holds_in_a_kernel_that_published_what_is_no_message(server: Server, kernel: str) -> None:
+    """An error in what hears a kernel once made the server deaf to it for ever, also to its next processes."""
+    pid = server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["pid"]
+    with browser(server, kernel) as tab:
+        tab.execute(PUBLISHES_NO_MESSAGES)
+        for number in range(10):  # more than the server takes of a kernel's messages before it has read some
+            assert tab.execute(f"print({number})") == str(number)
+    eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "idle", "the server has heard it")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: server.call(f"/kernelpool/v1/kernels/{kernel}")[1]["pid"] not in (pid, None), "the next one")
+    with browser(server, kernel) as tab:
+        assert run(tab, PRINTS_WITHOUT_END)[0]["ename"] == "KeyboardInterrupt"
+    assert breaches(server, kernel)["outcome"] == "interrupted"
 
 
 def test_cell_that_prints_on_after_the_interrupt_is_ended(server: Server) -> None:

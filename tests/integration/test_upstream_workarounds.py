@@ -13,11 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_events import EventLogger
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
 from tornado import web
+from zmq.eventloop.zmqstream import ZMQStream
 
 from jupyter_kernelpool.manager import PoolingKernelManager
 from jupyter_kernelpool.notices import ANSWER_WITHIN
@@ -271,3 +273,28 @@ def test_client_of_a_cell_that_its_kernel_has_lost_is_told(kp_server: Server) ->
         reply, _ = tab.until_idle(tab.send("execute_request", execution("1+1")), 60)
         assert (reply["status"], reply["ename"]) == ("error", "NotAnswered")
         assert tab.execute("1+1") == "2"
+
+
+async def test_a_stream_still_hears_nothing_after_its_callback_raised(caplog: pytest.LogCaptureFixture) -> None:
+    """Fails when pyzmq reads on: what `Prompt.handle_outgoing_message` and `activity.feed` catch may then be less."""
+    heard: list[list[bytes]] = []
+
+    def hear(parts: list[bytes]) -> None:
+        heard.append(parts)
+        if len(heard) == 1:
+            raise ValueError("not understood")
+
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        pull.bind("inproc://deaf")
+        push.connect("inproc://deaf")
+        stream = ZMQStream(pull)
+        stream.on_recv(hear)
+        for number in range(3):
+            push.send(b"%d" % number)
+            await asyncio.sleep(0.2)
+        assert heard == [[b"0"]]
+        assert "not understood" in caplog.text
+        stream.on_recv(hear)  # as who looks again
+        await asyncio.sleep(0.2)
+        stream.close()
+    assert heard == [[b"0"], [b"1"], [b"2"]]

@@ -184,3 +184,10 @@ def test_replay_keeps_what_is_no_message(session: Session) -> None:
     replay = Replay(10, session)
     replay.append(("iopub", [b"nonsense"]))
     assert [parts for _, parts in replay] == [[b"nonsense"]]
+
+
+@pytest.mark.parametrize("parts", [[b"no message"], [b"<IDS|MSG>", b"", *[b"[]"] * 4]])
+def test_what_is_no_message_is_kept_as_it_is(session: Session, parts: list[Any]) -> None:
+    replay = Replay(1000, session)
+    replay.append(("iopub", parts))
+    assert list(replay) == [("iopub", parts)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 
 import pytest
+from tornado.websocket import WebSocketClosedError
 
 from jupyter_kernelpool import websocket as websocket_module
 from jupyter_kernelpool.websocket import Prompt
@@ -20,11 +22,15 @@ class Stock:
     def handle_incoming_message(self, incoming_msg):
         self.sent.append(incoming_msg)
 
+    def handle_outgoing_message(self, stream, outgoing_msg):
+        raise outgoing_msg[0]
+
 
 class Connection(Prompt, Stock):
     """To a kernel whose process has ended; when it is known to stay *dead*, cells are answered."""
 
     kernel_id = "k"
+    log = logging.getLogger("jupyter_kernelpool")
 
     def __init__(self):
         super().__init__()
@@ -46,3 +52,14 @@ async def test_cell_that_came_just_before_its_kernel_was_left_dead_is_answered_n
     async with asyncio.timeout(10):
         await connection._delivery
     assert (connection.answered, connection.sent) == ((["cell"], []) if dead else ([], ["cell"]))
+
+
+@pytest.mark.parametrize("error", [ValueError("Invalid Signature"), AttributeError("get"), RecursionError()])
+def test_message_that_cannot_be_passed_on_is_told_in_the_log_and_the_next_one_is_read(caplog, error):
+    Connection().handle_outgoing_message(SimpleNamespace(channel="iopub"), [error])
+    assert "could not be passed on" in caplog.text
+
+
+def test_no_more_is_read_for_a_client_that_has_gone():
+    with pytest.raises(WebSocketClosedError):
+        Connection().handle_outgoing_message(SimpleNamespace(channel="iopub"), [WebSocketClosedError()])
