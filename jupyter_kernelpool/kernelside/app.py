@@ -300,6 +300,9 @@ class UnboundKernelApp(IPKernelApp):
             if sock is self.shell_socket:
                 sock.bind(DEBUG_SHELL)
             elif sock is self.iopub_thread.socket:
+                # What was published so far ("starting") is signed with the key of before. If this thread has not come
+                # to it, clients would get it, which wait in the backlog; now it goes nowhere.
+                self.iopub_thread._handle_event([])
                 sock.setsockopt(zmq.SNDHWM, HELD)
             bind_to_listener(sock, endpoint, listener)
 

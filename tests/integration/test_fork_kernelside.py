@@ -13,6 +13,14 @@ from .kernelside_driver import Host, Kernel, Process, children, descriptors, rea
 
 pytestmark = pytest.mark.integration
 
+LATE_IOPUB = """
+from ipykernel.iostream import IOPubThread as _Thread
+def _late(self, _stock=_Thread._setup_event_pipe):
+    _stock(self)
+    self._event_puller.on_recv(lambda parts: self.io_loop.call_later(2, self._handle_event, parts))
+_Thread._setup_event_pipe = _late
+"""
+
 
 def test_fork_goes_on_with_the_state_of_the_moment_and_parent_is_untouched(kp_kernel: Kernel) -> None:
     kp_kernel.run("x = [10]\ndef double(): return 2 * x[0]\ng = (n for n in range(9)); next(g)")
@@ -268,6 +276,13 @@ def test_warm_kernels_say_that_they_are_forkable(kp_template: Process) -> None:
     fork = process.adopt().park(become=True)
     assert fork.facts["forkable"] is None
     assert fork.facts["kernel_info"]["implementation"] == "ipython"
+
+
+def test_kernel_publishes_nothing_that_is_signed_with_another_key(kp_host: Host) -> None:
+    """Its own `starting`, of before it had a key, came out where its thread was late."""
+    process = kp_host.start(init_code=LATE_IOPUB).fork(ahead=False)
+    process.born()
+    assert process.adopt().run("print(6 * 7)") == "42"  # its client raises for a wrong signature
 
 
 def _until(condition: object) -> None:
