@@ -154,7 +154,9 @@ def test_a_scan_has_what_psutil_has(kp_python: Start) -> None:
 
 
 def test_psutil_finds_the_same_tree_where_there_is_no_proc(kp_python: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = kp_python("import subprocess, sys\nsubprocess.Popen(['sleep', '60'])\n" + PLAIN)
+    # The child says that it is there: what it has still changes while it is loaded.
+    child = "import subprocess as s\nchild = s.Popen(['sh', '-c', 'echo; read x'], stdin=-1, stdout=-1)\n"
+    process = kp_python(f"{child}child.stdout.readline()\n{PLAIN}")
     ours = read_usage({"k": Root(process.pid)}, set())["k"]
     monkeypatch.setattr(usage, "LINUX", False)
     theirs = read_usage({"k": Root(process.pid)}, set())["k"]
