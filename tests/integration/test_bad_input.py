@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import Server, eventually
+from .conftest import Server, command_of, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +38,7 @@ def test_unknown_kernelspec_answers_as_stock(kp_server: Server, kp_start: Callab
 )
 def test_wrong_trait_stops_the_server_and_says_what_is_allowed(option: str, told: list[str], tmp_path: object) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "jupyter_server", "--port=0", "--ip=127.0.0.1", "--ServerApp.allow_root=True",
+        [*command_of("jupyter_server"), "--port=0", "--ip=127.0.0.1", "--ServerApp.allow_root=True",
          "--ServerApp.open_browser=False", "--ServerApp.jpserver_extensions={'jupyter_kernelpool': True}",
          f"--ServerApp.root_dir={tmp_path}", option],
         capture_output=True, text=True, timeout=60, check=False,

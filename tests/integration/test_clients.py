@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
+from traitlets.config import Config
 
 from .browsers import Browser, browser, execution, unpack
 from .conftest import TOKEN, Server, eventually
@@ -217,7 +218,8 @@ async def test_nbclient_runs_in_a_pool_without_a_server(monkeypatch: pytest.Monk
 
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    multi = PoolingKernelManager(connection_dir=str(tmp_path), root_dir=str(tmp_path))
+    config = Config({"KernelPool": {"busy_cores": 1.0}})  # what else the machine does must not decide
+    multi = PoolingKernelManager(config=config, connection_dir=str(tmp_path), root_dir=str(tmp_path))
     try:
         await multi.start_pool()
         await multi.pool.warmed(60)
@@ -318,7 +320,7 @@ def test_jupyter_run_in_a_kernel_of_the_servers(kp_server: Server, kernel: str) 
 
 def test_voila_renders_from_a_pooled_kernel(kp_start: Callable[..., Server]) -> None:
     """voila as an extension of the server starts its kernels through the server's manager."""
-    server = kp_start()
+    server = kp_start(extensions=("voila.server_extension",))
     document = notebook("import os; print('rendered in', os.getcwd(), 6 * 7)")
     nbformat.write(document, server.root / "nb.ipynb")
     server.wait_warm()

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import Server, eventually
+from .conftest import LIGHT, Server, eventually
 from .traces import write_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -80,7 +80,7 @@ def look(folder: Path, *options: str, config: str = "", script: str = LOOK) -> t
     }
     ended = subprocess.run(
         [
-            sys.executable, "-c", script, "--ServerApp.allow_root=True", f"--ServerApp.root_dir={folder}",
+            sys.executable, "-c", f"{LIGHT}\n{script}", "--ServerApp.allow_root=True", f"--ServerApp.root_dir={folder}",
             "--ServerApp.jpserver_extensions={'jupyter_kernelpool': True, 'jupyterlab': False}", *options,
         ],
         capture_output=True, text=True, timeout=60, check=False, env=env,
@@ -204,7 +204,7 @@ from jupyter_server.serverapp import ServerApp
 async def make(name, *options):
     ServerApp.clear_instance()
     app = ServerApp.instance()
-    app.initialize([*sys.argv[1:], *options], new_httpserver=False)
+    app.initialize([*sys.argv[1:], "--KernelPool.busy_cores=1.0", *options], new_httpserver=False)
     await app.extension_manager.start_all_extensions()
     return app
 
