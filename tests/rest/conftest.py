@@ -84,7 +84,7 @@ def kp_config() -> dict[str, Any]:
 def jp_server_config(kp_config: dict[str, Any]) -> dict[str, Any]:
     return {
         "ServerApp": {"jpserver_extensions": {"jupyter_kernelpool": True}},
-        "KernelPool": kp_config,
+        "KernelPool": {"busy_cores": 1.0, **kp_config},  # what else the machine does must not decide
     }
 
 
