@@ -22,8 +22,12 @@ MB = 1 << 20
 
 
 def options_of(*enforcers: str) -> tuple[str, ...]:
-    """The options that have a server use these enforcers, by the last part of their paths."""
-    return tuple(f"--KernelLimits.enforcers=jupyter_kernelpool.limits.{name}" for name in enforcers)
+    """The options that have a server use these enforcers, by the last part of their paths.
+
+    And look twice a second whether a kernel is to be restarted, instead of every three seconds: see `assert_dead_for`.
+    """
+    chosen = (f"--KernelLimits.enforcers=jupyter_kernelpool.limits.{name}" for name in enforcers)
+    return (*chosen, "--KernelRestarter.time_to_dead=0.5")
 
 
 # By the name of the enforcer that is to hold memory, cpu and processes: the options of the server.
@@ -158,7 +162,7 @@ def assert_dead_for(server: Server, kernel: str, limit: str, pid: int) -> dict[s
     stock = server.call(f"/api/kernels/{kernel}")[1]
     assert (stock["execution_state"], f"{limit} limit" in stock["reason"]) == ("dead", True)
     eventually(lambda: not session_of(pid), "nothing is left of it")
-    time.sleep(3.5)  # longer than stock waits before it restarts a kernel
+    time.sleep(1.5)  # longer than stock waits before it restarts a kernel, as `options_of` has it
     assert model_of(server, kernel)["execution_state"] == "dead"
     return model
 
@@ -187,9 +191,14 @@ def session_of(pid: int) -> list[int]:
 
 def cores_of(pid: int, seconds: float) -> float:
     """How many cores the tree of *pid* uses on average."""
-    began, before = time.monotonic(), _cpu(pid)
+    return cores_of_each([pid], seconds)[0]
+
+
+def cores_of_each(pids: list[int], seconds: float) -> list[float]:
+    """How many cores the tree of each uses on average, in the same time."""
+    began = [(time.monotonic(), _cpu(pid)) for pid in pids]
     time.sleep(seconds)
-    return (_cpu(pid) - before) / (time.monotonic() - began)
+    return [(_cpu(pid) - cpu) / (time.monotonic() - at) for pid, (at, cpu) in zip(pids, began, strict=True)]
 
 
 def _cpu(pid: int) -> float:

@@ -28,7 +28,7 @@ from jupyter_core.utils import ensure_event_loop
 from .conftest import Server, eventually
 from .traces import files, is_kernelside, nothing_left, supervisor_is_ready, traces
 
-SECONDS = float(os.environ.get("KERNELPOOL_CHAOS_SECONDS", "80"))
+SECONDS = float(os.environ.get("KERNELPOOL_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("KERNELPOOL_CHAOS_SEED", "0")) or secrets.randbelow(1 << 31)
 CLIENTS = 3
 # Between the first third, when everything was used once, and the end.

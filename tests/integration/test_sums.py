@@ -12,7 +12,7 @@ import pytest
 
 from .browsers import browser, execution
 from .conftest import Server, eventually, gone
-from .limited import ENFORCERS, assert_dead_for, cores_of, hearing, model_of, pid_of, run
+from .limited import ENFORCERS, assert_dead_for, cores_of_each, hearing, model_of, pid_of, run
 from .test_owners import KNOWN, ask_as
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -154,9 +154,9 @@ def test_cores_of_an_owner_are_shared_by_his_kernels_and_not_with_another_owners
     with hearing(server) as heard, contextlib.ExitStack() as stack:
         for kernel in kernels:
             stack.enter_context(browser(server, kernel)).send("execute_request", execution(SPINS))
-        eventually(lambda: sum(cores_of(pid, 1) for pid in pids) < 0.26, "all are slowed down")
+        eventually(lambda: sum(cores_of_each(pids, 1)) < 0.26, "all are slowed down")
         eventually(lambda: all(heard.of(kernel, "throttled") for kernel in kernels), "it is told")
-        first, second, others = (cores_of(pid, 4) for pid in pids)
+        first, second, others = cores_of_each(pids, 4)
         assert 0.02 < first < 0.08
         assert 0.02 < second < 0.08
         assert 0.06 < others < 0.12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -127,14 +128,26 @@ def test_culler_ends_claimed_kernels_and_never_warm_ones(kp_start: Callable[...,
     assert server.hit() == before + 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_server_without_users_shuts_down_although_kernels_are_warm(kp_start: Callable[..., Server]) -> None:
-    """jupyter_server looks once a minute: `ServerApp.init_shutdown_no_activity`."""
-    server = kp_start("--ServerApp.shutdown_no_activity_timeout=20")
+# jupyter_server looks once a minute whether it is used: `ServerApp.init_shutdown_no_activity`.
+OFTEN = """
+from tornado import ioloop
+
+class Often(ioloop.PeriodicCallback):
+    def __init__(self, callback, callback_time):
+        super().__init__(callback, 2000 if callback_time == 60000 else callback_time)
+
+ioloop.PeriodicCallback = Often
+"""
+
+
+def test_server_without_users_shuts_down_although_kernels_are_warm(
+    kp_start: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "often.py").write_text(OFTEN)
+    server = kp_start(f"--config={tmp_path / 'often.py'}", "--ServerApp.shutdown_no_activity_timeout=10")
     server.wait_warm()
     before = traces(server)
     assert server.process is not None
-    assert server.process.wait(130) == 0
+    assert server.process.wait(60) == 0
     assert "shutting down" in server.log
     eventually(lambda: before.left() == [], "nothing is left", 5)
