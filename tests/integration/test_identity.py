@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,14 +179,17 @@ def test_exit_code_and_death_are_noticed(kp_server: Server) -> None:
     assert story
 
 
-def test_interrupt_reaches_the_kernel_and_its_children(kp_server: Server) -> None:
+def test_interrupt_reaches_the_kernel_and_its_children(kp_server: Server, tmp_path: Path) -> None:
     kp_server.wait_warm()
     kernel = kp_server.start_kernel()
     client = kp_server.client(kernel)
-    client.execute("import subprocess, time; p = subprocess.Popen(['sleep', '100']); time.sleep(100)")
-    eventually(lambda: _children(kp_server, kernel), "the child runs")
+    started = tmp_path / "started"  # once it is there, the interrupt can't come in the middle of starting the child
+    code = f"import subprocess, time; p = subprocess.Popen(['sleep', '100']); open({str(started)!r}, 'w').close()"
+    client.execute(f"{code}; time.sleep(100)")
+    eventually(started.exists, "the child runs")
+    assert _children(kp_server, kernel) == ["sleep"]
     assert kp_server.call(f"/api/kernels/{kernel}/interrupt", "POST")[0] == 204
-    reply = client.get_shell_msg(timeout=10)
+    reply = client.get_shell_msg(timeout=30)
     assert reply["content"]["ename"] == "KeyboardInterrupt"
     assert kp_server.run(client, "print(p.wait())") == "-2"
 

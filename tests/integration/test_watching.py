@@ -46,7 +46,7 @@ def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -
     eventually(lambda: executions(server, "died") == 1, "died")
     eventually(lambda: value(server, f"{P}restarts_total", cause="died") == 1, "the restart")
     client = server.client(kernel)
-    client.execute("import time; time.sleep(1.5)")
+    client.execute("import time; time.sleep(30)")
     eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "busy")
     assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
     eventually(lambda: executions(server, "cancelled") == 1, "cancelled")
