@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 ALLOWED = 2.0
 GRACE = 1.5
 LIMITS = [f"--KernelLimits.execution_timeout={ALLOWED}", f"--KernelLimits.grace={GRACE}"]
-SLOW = 20.0  # what a busy machine may take for what takes a moment
+SLOW = 40.0  # what a busy machine may take for what takes a moment
 
 DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfor _ in range(1200): time.sleep(0.1)"
 STUBBORN = """
@@ -137,8 +137,8 @@ def test_cell_that_can_not_be_interrupted_costs_the_kernel_its_state_and_everybo
         assert tab.execute("'kept' in dir(), 1 + 1") == "(False, 2)", "the open connection goes on"
     found = breach(kp_limited, kernel)
     assert (found["outcome"], found["state_lost"]) == ("restarted", True)
-    status, model = kp_limited.call(f"/api/kernels/{kernel}")
-    assert (status, model["id"], model["execution_state"]) == (200, kernel, "idle")
+    # Stock hears the kernel on a connection of its own, maybe a moment later.
+    eventually(lambda: kp_limited.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "idle", "it is idle")
 
 
 def until_all_idle(tab: Browser, requests: list[str]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:

@@ -17,7 +17,7 @@ import psutil
 from .conftest import Server, gone
 
 # How long the machine may take to clear away what SIGKILL left, seconds.
-SOON = 8.0
+SOON = 15.0
 PYTHON_SPEC: dict[str, Any] = {
     "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
     "display_name": "A kernelspec of a test",
