@@ -413,7 +413,7 @@ def test_hog_averages_no_more_than_its_cores_and_still_obeys(kp_limiting: Server
     with undisturbed(kp_limiting), hearing(kp_limiting) as heard, browser(kp_limiting, kernel) as page:
         request = page.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
         eventually(lambda: cores_of(pid, 0.5) > 0.05, "it computes")
-        assert cores_of(pid, 6) <= 0.1 * 1.5  # loosely: `./dev bench limits` has the figure
+        assert cores_of(pid, 10) <= 0.1 * 1.5  # loosely: `./dev bench limits` has the figure
         eventually(lambda: heard.of(kernel, "throttled"), "it is told")
         began = time.monotonic()
         page.ask("kernel_info_request", {}, "control")
