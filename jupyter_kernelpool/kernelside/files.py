@@ -110,12 +110,21 @@ def facts_of(path: str) -> os.stat_result | None:
 
 
 def close_all_of(path: str) -> None:
-    """Close every descriptor that refers to the file at *path*, behind the back of whoever opened it."""
-    facts = facts_of(path)
-    if facts is not None:
-        for fd, found in open_descriptors().items():
-            if same(found, facts):
-                os.close(fd)
+    """Close every descriptor that refers to the file at *path*, behind the back of whoever opened it.
+
+    Also where it was deleted meanwhile, as a journal of SQLite's is by a thread that the parent still has.
+    """
+    facts, deleted = facts_of(path), f"{os.path.realpath(path)} (deleted)"
+    for fd, found in open_descriptors().items():
+        if (facts is not None and same(found, facts)) or _name_of(fd) == deleted:
+            os.close(fd)
+
+
+def _name_of(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:  # another thread closed it
+        return ""
 
 
 def _flush_one(file: io.IOBase) -> set[int]:
