@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 EVERY = 20.0
-WORTH = 16 << 20
+WORTH = 4 << 20  # bytes more than were left the last time
 
 
 class Tidier:
