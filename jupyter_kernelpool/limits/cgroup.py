@@ -43,7 +43,7 @@ class Watched:
     with the processor's part of that *at*, over which cores are told; *read* is as it was read.
     *short* is how often memory had been refused by then, for the group's own limit and for the sum's. So many killed
     processes are *told* of already. *own* are the processes that were there then: more than one where the kernel runs
-    behind something; since *doubted* one of them is gone, and the others may follow.
+    behind something; as one of them was seen to be gone, at *doubted*, the others may follow.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class Watched:
     at: float
     short: tuple[int | None, int | None]
     told: int
-    own: tuple[int, ...]
+    own: frozenset[int]
     doubted: float | None = None
     pending: bool = False  # it uses more memory than it is allowed by now: the limit is set when it does not
     read: Tally | None = None
@@ -194,7 +194,7 @@ class CgroupEnforcer(Enforcer):
             at=time.monotonic(),
             short=self._short(group),
             told=tally.killed,
-            own=tuple(pids),
+            own=frozenset(pids),
             pending=pending,
         )
 
@@ -228,7 +228,7 @@ class CgroupEnforcer(Enforcer):
             self._refused_together = True
         if watched.pending and not self._exceeds(group, allowance.memory):
             self._limit_at_last(group, watched)
-        watched.told, watched.doubted = tally.killed, None
+        watched.told = tally.killed
         if tally.killed > before.killed:  # else files that it read may be in the highest
             watched.peak = max(watched.peak, self._groups.highest(group))
             if self._fell_short(group, watched):
@@ -257,11 +257,10 @@ class CgroupEnforcer(Enforcer):
         """
         if is_dying(watched.pid):
             return True
-        if not any(is_dying(pid) for pid in watched.own):
-            return False
-        now = time.monotonic()
-        watched.doubted = watched.doubted or now
-        return now - watched.doubted < DOUBTED_FOR
+        now, gone = time.monotonic(), {pid for pid in watched.own if is_dying(pid)}
+        if gone:
+            watched.own, watched.doubted = watched.own - gone, now
+        return watched.doubted is not None and now - watched.doubted < DOUBTED_FOR
 
     def _fell_short(self, group: str, watched: Watched) -> bool:
         """Whether a process of the group can have been killed for a limit of ours: else it is the machine that had no

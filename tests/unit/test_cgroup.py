@@ -107,6 +107,25 @@ def test_kernel_that_is_being_killed_is_not_taken_for_a_child_of_its(kp_enforcer
     assert kp_enforcer.why_ended(kp_worker.subject)[0] == "memory"
 
 
+@pytest.mark.parametrize("follows", [True, False], ids=["and it ends", "and it lives on"])
+def test_end_of_what_runs_inside_is_the_kernels_unless_it_lives_on(kp_enforcer, kp_worker, follows):
+    """As behind bwrap with process ids of its own, which ends a moment after what it runs."""
+    inner = "globals().setdefault('inner', __import__('subprocess').Popen(['sleep', '100']))"
+    kp_worker.ask(f"{inner}.pid")
+    kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
+    assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
+    kp_worker.ask(f"{inner}.kill() or {inner}.wait()")
+    assert kp_enforcer.read([kp_worker.subject], frozenset()) == {}
+    if follows:
+        kp_worker.end()
+        assert kp_enforcer.why_ended(kp_worker.subject)[0] == "memory"
+        return
+    until(lambda: kp_enforcer.read([kp_worker.subject], frozenset()), "it is told")
+    assert read(kp_enforcer, kp_worker).refused == {"memory": 1}
+    assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
+    assert read(kp_enforcer, kp_worker).refused == {"memory": 2}, "nothing is in doubt any more"
+
+
 def test_process_is_dying_from_the_signal_until_it_is_gone():
     worker = Worker("k")
     pid = worker.subject.pid
