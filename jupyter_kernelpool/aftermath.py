@@ -12,7 +12,15 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from jupyter_kernelpool.behind import find_exit_code, find_pid, find_restart_limit, find_way, gives_up_next, poke
+from jupyter_kernelpool.behind import (
+    find_exit_code,
+    find_pid,
+    find_process,
+    find_restart_limit,
+    find_way,
+    gives_up_next,
+    poke,
+)
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.ending import end_tree
@@ -54,7 +62,7 @@ class Aftermath:
         """The process of a kernel that is not to be restarted (KernelManager.autorestart) has ended."""
         life = self._lives.find(kernel_id)
         if life is not None and kernel_id in self._manager and life.end is None and not life.coming_back:
-            self.leave_unwatched(kernel_id, life)
+            self._begin(self.leave_unwatched(kernel_id, life))
 
     def gives_up(self, kernel_id: str) -> None:
         """Jupyter's restarter restarted the kernel too often, and Jupyter is about to forget it."""
@@ -106,8 +114,16 @@ class Aftermath:
         decision = self._decide(kernel, life, self._policy(kernel), failed=failed, here=here)
         self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
 
-    def leave_unwatched(self, kernel_id: str, life: Life) -> None:
-        end = f"Its process ended {describe_end(find_exit_code(self._manager.get_kernel(kernel_id)))}"
+    async def leave_unwatched(self, kernel_id: str, life: Life) -> None:
+        """The process of a kernel that nobody restarts by himself has ended: it stays dead, for a limit or so."""
+        kernel = self._manager.get_kernel(kernel_id)
+        process = find_process(kernel)
+        if kernel.stays_dead_for is not None or await self._manager.guard.explain_end(kernel_id):
+            return
+        is_present = kernel_id in self._manager and self._lives.find(kernel_id) is life and life.end is None
+        if not is_present or kernel.shutting_down or find_process(kernel) is not process:
+            return  # its user was quicker
+        end = f"Its process ended {describe_end(find_exit_code(kernel))}"
         stay = Stay("Jupyter is set not to restart it (KernelManager.autorestart)")
         self._follow_up(kernel_id, life, end, stay, cause="died", failed=True, here=False)
 

@@ -258,7 +258,7 @@ class Care:
         if is_watched(kernel):
             poke(kernel)
         elif kernel.owns_kernel and life.end is None:
-            self.aftermath.leave_unwatched(kernel_id, life)
+            self.aftermath.exited(kernel_id)
 
     async def _interrupt(self, kernel_id: str, kernel: Any, life: Life, process: Any) -> None:
         """Interrupt the silent kernel, or let it go on if it is stopped, and see whether that helped; else replace its

@@ -133,7 +133,7 @@ def test_memory_that_a_watchdog_would_not_see_is_refused(start: Callable[..., Se
 
 
 def test_kernel_behind_it_is_held_to_its_memory_by_a_cgroup(start: Callable[..., Server]) -> None:
-    # No restart by itself: what gVisor runs may be killed before runsc ends, which is then told as a death.
+    # No restart by itself: a process inside may be ended before runsc is, which is then told as a death.
     server = start(*ENFORCERS["cgroup"], "--KernelLimits.memory=500M", "--KernelManager.autorestart=False")
     kernel, neighbour = claim(server, "aside"), claim(server, "aside")
     assert server.call("/kernelpool/v1/pool")[1]["capabilities"]["limits"]["memory"]["by"] == "cgroup"
