@@ -247,7 +247,8 @@ def test_clients_of_a_kernel_that_is_shut_down_are_told(kp_server: Server) -> No
     kp_server.wait_warm(1)
     kernel = kp_server.start_kernel()
     with browser(kp_server, kernel) as tab:
-        stuck = tab.send("execute_request", execution(NEVER_RETURNS))
+        # Not at once: what holds the interpreter's lock may keep even from being told that the cell began.
+        stuck = tab.send("execute_request", execution(f"import time; time.sleep(0.3); {NEVER_RETURNS}"))
         tab.receive()
         assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
         reply, _ = tab.until_idle(stuck)
