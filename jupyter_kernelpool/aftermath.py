@@ -50,19 +50,21 @@ class Aftermath:
         self._edge = edge
         self._chronicle = chronicle
         self._acts: set[asyncio.Task[None]] = set()
+        self._being_explained: set[str] = set()  # kernels of whose end is being asked whether a limit was the cause
 
     async def close(self) -> None:
         """The server stops: nothing comes back any more."""
         for task in list(self._acts):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # which is in the log
                 await task
 
     def exited(self, kernel_id: str) -> None:
         """The process of a kernel that is not to be restarted (KernelManager.autorestart) has ended."""
         life = self._lives.find(kernel_id)
-        if life is not None and kernel_id in self._manager and life.end is None and not life.coming_back:
-            self._begin(self.leave_unwatched(kernel_id, life))
+        if life is not None and self._is_unexplained(kernel_id, life) and kernel_id not in self._being_explained:
+            self._being_explained.add(kernel_id)
+            self._begin(self._leave_unwatched(kernel_id, life))
 
     def gives_up(self, kernel_id: str) -> None:
         """Jupyter's restarter restarted the kernel too often, and Jupyter is about to forget it."""
@@ -114,15 +116,17 @@ class Aftermath:
         decision = self._decide(kernel, life, self._policy(kernel), failed=failed, here=here)
         self._follow_up(kernel_id, life, end, decision, cause="died", failed=failed, here=here)
 
-    async def leave_unwatched(self, kernel_id: str, life: Life) -> None:
+    async def _leave_unwatched(self, kernel_id: str, life: Life) -> None:
         """The process of a kernel that nobody restarts by himself has ended: it stays dead, for a limit or so."""
         kernel = self._manager.get_kernel(kernel_id)
         process = find_process(kernel)
-        if kernel.stays_dead_for is not None or await self._manager.guard.explain_end(kernel_id):
-            return
-        is_present = kernel_id in self._manager and self._lives.find(kernel_id) is life and life.end is None
-        if not is_present or kernel.shutting_down or find_process(kernel) is not process:
-            return  # its user was quicker
+        try:
+            if await self._manager.guard.explain_end(kernel_id):
+                return
+        finally:
+            self._being_explained.discard(kernel_id)
+        if not self._is_unexplained(kernel_id, life) or kernel.shutting_down or find_process(kernel) is not process:
+            return  # its user was quicker, or a limit
         end = f"Its process ended {describe_end(find_exit_code(kernel))}"
         stay = Stay("Jupyter is set not to restart it (KernelManager.autorestart)")
         self._follow_up(kernel_id, life, end, stay, cause="died", failed=True, here=False)
@@ -221,6 +225,13 @@ class Aftermath:
 
     # -- parts --------------------------------------------------------------------------------------
 
+    def _is_unexplained(self, kernel_id: str, life: Life) -> bool:
+        """Whether nobody has been told yet of the end of the kernel's process, nor is about to be."""
+        if kernel_id not in self._manager or self._lives.find(kernel_id) is not life:
+            return False
+        for_a_limit = getattr(self._manager.get_kernel(kernel_id), "stays_dead_for", None) is not None
+        return life.end is None and life.coming_back is None and not for_a_limit
+
     def _is_due(self, kernel_id: str, life: Life, comeback: Comeback) -> bool:
         """Whether nobody else has replaced the kernel's process, or forgotten the kernel."""
         return life.coming_back is comeback and self._lives.find(kernel_id) is life and kernel_id in self._manager
@@ -256,4 +267,9 @@ class Aftermath:
     def _begin(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(act, name="kernelpool-aftermath")
         self._acts.add(task)
-        task.add_done_callback(self._acts.discard)
+        task.add_done_callback(self._has_acted)
+
+    def _has_acted(self, task: asyncio.Task[None]) -> None:
+        self._acts.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("What follows the end of a kernel's process could not be done", exc_info=task.exception())

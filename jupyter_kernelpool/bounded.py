@@ -12,6 +12,7 @@ from jupyter_server.services.kernels.connection.base import deserialize_msg_from
 
 from jupyter_kernelpool.allowance import human
 from jupyter_kernelpool.gate import Gate
+from jupyter_kernelpool.messages import NO_MESSAGE
 from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.replay import Kept, Replay
 
@@ -136,7 +137,7 @@ class Bounded:
     def _pause(self) -> None:
         """Take no more of the kernel's output until the client has read of what waits for it.
 
-        Not where ZeroMQ would take it in the server's place, as from a kernel that started the stock way.
+        Not where ZeroMQ would take it in the server's place, as from a kernel that is stock's in all.
         """
         iopub = self._iopub()
         if self._paused is None and getattr(iopub, "is_shallow", False):
@@ -179,7 +180,7 @@ def _judge(gate: Gate, parts: list[Any]) -> list[Any] | None:
         return parts
     try:
         return gate.judge(parts)
-    except (ValueError, KeyError, IndexError, TypeError):
+    except NO_MESSAGE:
         return parts  # stock says what is wrong with it
 
 
@@ -190,7 +191,7 @@ def _judge_frame(gate: Gate, frame: bytes) -> bytes | None:
     try:
         channel, body = deserialize_msg_from_ws_v1(frame)
         judged = gate.judge_body(body) if channel in JUDGED else body
-    except (ValueError, KeyError, IndexError, TypeError):
+    except NO_MESSAGE:
         return frame
     if judged is None or judged is body:
         return None if judged is None else frame

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jupyter_kernelpool.activity import CONTENT, HEADER, METADATA
+from jupyter_kernelpool.messages import CONTENT, HEADER, METADATA
 
 BRIEF = 0.02  # seconds in which a cell can't take much of anything
 NO_MORE_FILES = re.compile(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+from jupyter_kernelpool.messages import NO_MESSAGE
 from jupyter_kernelpool.notices import read_incoming
 
 
@@ -52,7 +53,7 @@ class DeadKernels:
         why = self._why_dead()
         if why is None:
             return False
-        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+        with contextlib.suppress(*NO_MESSAGE):
             channel, header, _ = read_incoming(self.subprotocol, incoming_msg)
             if channel == "shell" and header.get("msg_type") == "execute_request":
                 self.refuse(header, "KernelDied", why)

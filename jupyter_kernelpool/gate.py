@@ -50,7 +50,7 @@ class Gate:
     def judge(self, parts: list[Any]) -> list[Any] | None:
         """A message of iopub, or an answer, as ZeroMQ gave it: what the client gets instead, None for nothing.
 
-        Raises `ValueError`, `KeyError`, `IndexError` or `TypeError` for what is no message.
+        Raises one of `messages.NO_MESSAGE` for what is none.
         """
         identities, message = self.session.feed_identities(parts)
         body = message[1:]

@@ -31,6 +31,7 @@ from jupyter_kernelpool.sums import Group, Sums
 
 RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
 ALMOST = 0.9  # of an interval: a look that is a moment early is not put off by a whole quick one
+AGAIN_AFTER = 0.1
 SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
 
 log = logging.getLogger("jupyter_kernelpool")
@@ -182,9 +183,13 @@ class Guard:
         try:
             async with asyncio.timeout(SETTLED_WITHIN):
                 await self._pace.present_look()  # which may have read already what is to be told
-                if self._may_have_crossed(kernel_id, end) or await self._enforcement.has_killed(subject):
+                looks = self._may_have_crossed(kernel_id, end) or await self._enforcement.has_killed(subject)
+                while looks:
                     self._wake()
                     await self._pace.next_look()
+                    looks = self._is_current(subject) and await self._enforcement.has_killed(subject)
+                    if looks:  # in doubt whether it was the kernel itself
+                        await asyncio.sleep(AGAIN_AFTER)
                 if end.refused in REFUSED_BY_SYSTEM and self._is_current(subject):
                     allowance = self.allowances.in_force(kernel_id)
                     for breach, step in self._standings.judge_refusal(kernel_id, end.refused, allowance):
@@ -221,7 +226,8 @@ class Guard:
                     await task
 
     async def let_all_go(self) -> None:
-        """All kernels have ended: leave nothing behind. What they left is ended first, which takes a second at most."""
+        """All kernels have ended: leave nothing behind. What they left is ended first, which takes a second
+        at most for each."""
         if self._acts:
             await asyncio.wait(self._acts)
         await self._enforcement.close()
@@ -316,7 +322,7 @@ class Guard:
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         """Begin what comes of *reading*; whether the kernel is near a limit."""
         kernel_id = subject.kernel_id
-        found = self._standings.judge(kernel_id, reading, self.allowances.in_force(kernel_id))
+        found = self._standings.judge(kernel_id, reading, self.allowances.in_force(kernel_id), time.monotonic())
         if found.slowed_down is not None:
             self.consequences.slowed_down(kernel_id, self._in_force(kernel_id).cpu, found.slowed_down)
         if found.child_ended is not None:

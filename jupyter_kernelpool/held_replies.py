@@ -16,8 +16,8 @@ from typing import Any
 
 from tornado.websocket import WebSocketClosedError
 
-from jupyter_kernelpool.activity import HEADER, PARENT
 from jupyter_kernelpool.cell_ends import CellEnd, read_end
+from jupyter_kernelpool.messages import HEADER, NO_MESSAGE, PARENT
 
 log = logging.getLogger("jupyter_kernelpool")
 
@@ -114,7 +114,7 @@ class HeldReplies:
         guard = getattr(self.multi_kernel_manager, "guard", None)
         if guard is None or not guard.looks_at_ends(self.kernel_id):
             return None
-        with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+        with contextlib.suppress(*NO_MESSAGE):
             _, parts = self.session.feed_identities(message)
             header = self._awaited.get(str(self.session.unpack(parts[PARENT])["msg_id"]))
             if header is not None and self.session.unpack(parts[HEADER])["msg_type"] == "execute_reply":

@@ -366,14 +366,16 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             kept = Replay(self.guard.limits.replay, self._kernels[kernel_id].session)
             self._kernel_buffers[kernel_id]["buffer"] = kept
 
-    async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:  # type: ignore[override]
         """As stock; where no process comes of it, the kernel is dead and says so, and cells are answered."""
         stock: Any = super().restart_kernel
+        began: Any = self._kernels.get(kernel_id)
+        if not self.pool.enabled or began is None or (self._using_pending_kernels() and not began.ready.done()):
+            return await stock(kernel_id, now=now)  # the last are refused, and start on
         try:
-            await stock(kernel_id, now=now)
+            return await stock(kernel_id, now=now)
         except Exception as error:
-            kernel = self._kernels.get(kernel_id)
-            if kernel is not None and not await kernel.is_alive():
+            if kernel_id in self and not await began.is_alive():
                 self.care.aftermath.could_not_restart(kernel_id, error)
             raise
 
@@ -393,7 +395,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
                 continue
             return "restored"
         kernel.restarts_for = why
-        restart: Any = self.restart_kernel
+        restart: Any = super().restart_kernel  # where it fails, who asked tells
         await restart(kernel_id, now=True)
         return "restarted"
 

@@ -16,8 +16,8 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from tornado.websocket import WebSocketClosedError
 
-from jupyter_kernelpool.activity import CONTENT, HEADER, PARENT
 from jupyter_kernelpool.edge import Edge
+from jupyter_kernelpool.messages import CONTENT, HEADER, NO_MESSAGE, PARENT
 
 V1 = "v1.kernel.websocket.jupyter.org"
 REMEMBERED = 100
@@ -118,7 +118,7 @@ class Notices:
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """As stock, which leaves out what comes when the client has gone; takes note of what is asked for."""
         if self.edge is not None and getattr(self, "channels", True):
-            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):  # stock says what is wrong with it
+            with contextlib.suppress(*NO_MESSAGE):  # stock says what is wrong with it
                 self._note_incoming(*read_incoming(self.subprotocol, incoming_msg))
         super().handle_incoming_message(incoming_msg)  # type: ignore[misc]
 
@@ -126,7 +126,7 @@ class Notices:
         """As stock; takes note of what is answered. What was answered in the kernel's name is not answered again."""
         channel = getattr(stream, "channel", stream)
         if self.edge is not None and channel in ("shell", "stdin"):
-            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+            with contextlib.suppress(*NO_MESSAGE):
                 if channel == "shell" and self._is_late(outgoing_msg):
                     return
                 self._note_outgoing(channel, outgoing_msg)
@@ -135,7 +135,7 @@ class Notices:
     def _write(self, message: Any, binary: bool = False) -> Any:
         """As `Bounded`; takes note of what another's class writes past `handle_outgoing_message`."""
         if binary and not self._judging and self.edge is not None:
-            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+            with contextlib.suppress(*NO_MESSAGE):
                 self._note_written(message)
         return super()._write(message, binary)  # type: ignore[misc]
 

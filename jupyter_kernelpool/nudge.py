@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from jupyter_client.session import DELIM
 
+from jupyter_kernelpool.messages import CONTENT, NO_MESSAGE
+
 SESSION = uuid.uuid4().hex
 _MARK = SESSION.encode()
 PARENT = 3  # the place of the parent's header after the delimiter
@@ -132,7 +134,7 @@ def _read(session: Any, parts: list[Any]) -> dict[str, Any]:
     """The content of a reply; empty if it is not readable, which is an answer all the same."""
     try:
         _, message = session.feed_identities(parts)
-        content: dict[str, Any] = session.unpack(message[4])
+        content: dict[str, Any] = session.unpack(message[CONTENT])
         return content
-    except (ValueError, KeyError, IndexError, TypeError):
+    except NO_MESSAGE:
         return {}

@@ -134,7 +134,8 @@ class RecipePool:
         self.restless = self._find_restless()
         if time.monotonic() - self._memory_at > MEASURE_EVERY:
             self._memory_at = time.monotonic()
-            self._memory = {pid: one.uss for pid, one in read_memory(process.pid for process, _ in self.warm).items()}
+            pids = [process.pid for process, _ in list(self.warm)]  # in a thread, and meanwhile some are claimed
+            self._memory = {pid: one.uss for pid, one in read_memory(pids).items()}
         self.seen_edited = self._kernelspec_fingerprint != fingerprint(self._kernelspec)
 
     def view(self) -> RecipeView:

@@ -12,9 +12,9 @@ from typing import Any
 
 from jupyter_client.session import DELIM
 
-from jupyter_kernelpool.activity import NO_MESSAGE
 from jupyter_kernelpool.allowance import human
 from jupyter_kernelpool.gate import Gate
+from jupyter_kernelpool.messages import NO_MESSAGE
 from jupyter_kernelpool.output import OUTPUT
 
 COMMS = frozenset({"comm_msg"})

@@ -1,5 +1,5 @@
 """How far each kernel went with each of its own limits, and what comes of a look at it. Pure; `sums` has what they may
-use together.
+use together. Times are seconds on the monotonic clock, but for those of breaches.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Standings:
         """The most that the kernel was seen to use while it was above the limit."""
         return self._find(kernel_id, limit).seen
 
-    def judge(self, kernel_id: str, reading: Reading, allowance: Allowance) -> Finding:
+    def judge(self, kernel_id: str, reading: Reading, allowance: Allowance, now: float) -> Finding:
         """What comes of *reading* for a kernel that may use *allowance*."""
         before, self.readings[kernel_id] = self.readings.get(kernel_id), reading
-        finding, now = Finding(slowed_down=self._note_speed(kernel_id, reading, before)), time.monotonic()
+        finding = Finding(slowed_down=self._note_speed(kernel_id, reading, before, now))
         refused_before = before.refused.get("memory", 0) if before is not None else 0
         if reading.refused.get("memory", 0) > refused_before:
             finding.child_ended = self.breach_of("memory", reading.peak, allowance, "child_killed")
@@ -87,9 +87,9 @@ class Standings:
             return Breach(limit, total, max(most, total), time.time(), outcome, group=ALL_KERNELS)
         return Breach(limit, own, max(most, own), time.time(), outcome)
 
-    def _note_speed(self, kernel_id: str, reading: Reading, before: Reading | None) -> float | None:
+    def _note_speed(self, kernel_id: str, reading: Reading, before: Reading | None, now: float) -> float | None:
         slowed = before is not None and reading.throttled > before.throttled
-        standing, tell = note_throttling(self._find(kernel_id, "cpu"), throttled=slowed, now=time.monotonic())
+        standing, tell = note_throttling(self._find(kernel_id, "cpu"), throttled=slowed, now=now)
         self._of[kernel_id, "cpu"] = standing
         if not tell or before is None:
             return None

@@ -19,6 +19,7 @@ from tornado.websocket import WebSocketClosedError
 from jupyter_kernelpool.bounded import Bounded
 from jupyter_kernelpool.dead_kernels import DeadKernels
 from jupyter_kernelpool.held_replies import HeldReplies
+from jupyter_kernelpool.messages import NO_MESSAGE
 from jupyter_kernelpool.notices import Notices, read_incoming
 from jupyter_kernelpool.nudge import is_nudge
 from jupyter_kernelpool.pings import Pinged
@@ -107,8 +108,10 @@ class Prompt:
             super().handle_outgoing_message(stream, outgoing_msg)  # type: ignore[misc]
         except WebSocketClosedError:
             raise  # more is not to be read before it is kept for this client: its connection is about to end
+        except NO_MESSAGE:  # whatever runs in the kernel can send it, as often as it likes
+            self.log.debug("Kernel %s sent what is no message", self.kernel_id, exc_info=True)
         except Exception:
-            self.log.warning("Kernel %s: a message could not be passed on", self.kernel_id, exc_info=True)
+            self.log.exception("Kernel %s: a message could not be passed on", self.kernel_id)
 
     async def _connect_once(self, serving: asyncio.Future[None]) -> None:
         """Wait the few milliseconds that a claimed kernel needs to serve; stock would look again after 50."""

@@ -270,3 +270,33 @@ async def test_at_the_end_after_which_jupyter_forgets_a_kernel_no_restart_is_pro
         "Its process ended with exit code 1, again and again; Jupyter gave up restarting it, and forgets it."
     ]
     await house.aftermath.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "a limit", "its user"])
+async def test_end_that_is_seen_twice_is_told_once_and_not_where_another_was_quicker(meanwhile):
+    """Without automatic restarts: by the process's exit, and by a look at its health."""
+    house, asked, going_on = House(), [], asyncio.Event()
+    house.manager.kernel.shutting_down, house.manager.kernel.stays_dead_for = False, None
+
+    async def explain_end(kernel_id):
+        asked.append(kernel_id)
+        await going_on.wait()
+        return False
+
+    house.manager.guard = SimpleNamespace(explain_end=explain_end)
+    house.starts_anew(answered=True)
+    house.aftermath.exited("k")
+    house.aftermath.exited("k")
+    await asyncio.sleep(0.01)
+    if meanwhile == "a limit":
+        house.manager.kernel.stays_dead_for = "memory limit"
+    elif meanwhile == "its user":
+        house.manager.kernel.provisioner.process = Process()
+    going_on.set()
+    await asyncio.sleep(0.01)
+    assert asked == ["k"]
+    told = "Its process ended with exit code 1" if meanwhile == "nothing" else None
+    assert (house.life.end, house.life.stays) == (told, told is not None)
+    house.aftermath.exited("k")
+    await asyncio.sleep(0.01)
+    assert asked == (["k", "k"] if meanwhile == "its user" else ["k"]), "its next process may end, too"

@@ -47,6 +47,8 @@ class FakeEnforcer(Enforcer):
         self.on_read: Any = None
         self.cause: tuple[str, float] | None = None
         self.killed: dict[int, int] = {}  # how many processes of the kernel with that pid, as known at a look
+        self.read_of: dict[int, int] = {}  # so many of them were read
+        self.doubts = 0  # at so many looks it is not sure yet whether it was the kernel itself
         self.made.append(self)
 
     def prepare(self) -> dict[str, str]:
@@ -63,6 +65,10 @@ class FakeEnforcer(Enforcer):
             self.on_read()
         if self.fails is not None:
             raise self.fails
+        if self.doubts:
+            self.doubts -= 1
+            return {}
+        self.read_of |= {one.pid: self.killed.get(one.pid, 0) for one in subjects}
         return {
             one.kernel_id: Reading(
                 dict(self.used[one.pid]), 0, {"memory": self.killed.get(one.pid, 0)}, self.pauses.get(one.pid, 0)
@@ -75,7 +81,7 @@ class FakeEnforcer(Enforcer):
         return self.cause
 
     def has_killed(self, subject: Subject) -> bool:
-        return subject.pid in self.killed
+        return self.killed.get(subject.pid, 0) > self.read_of.get(subject.pid, 0)
 
     def end(self, subject: Subject) -> bool:
         self.ended.append(subject.pid)
@@ -587,7 +593,8 @@ def let_loop_run(bench, monkeypatch):
     monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)
 
 
-async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, monkeypatch):
+@pytest.mark.parametrize("doubts", [0, 2])
+async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, monkeypatch, doubts):
     bench = kp_bench(enforcers=[KillingEnforcer], interval=60)
     monkeypatch.undo()  # the guard's own loop runs
     monkeypatch.setattr("jupyter_kernelpool.guard.SETTLED_WITHIN", 30.0)  # this machine may be busy
@@ -599,7 +606,7 @@ async def test_what_was_killed_is_told_before_the_answer_of_its_cell(kp_bench, m
     assert client.heard == [], "nothing was killed"
     while "k" not in bench.guard._standings.readings:
         await asyncio.sleep(0.01)  # its first look is not to be the one that finds it
-    bench.enforcer.killed[1] = 1
+    bench.enforcer.killed[1], bench.enforcer.doubts = 1, doubts
     async with asyncio.timeout(20):  # long before the next look would be
         await bench.guard.settle("k", brief)
     assert [parent for _, parent in client.heard] == [header]

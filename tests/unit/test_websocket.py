@@ -55,8 +55,14 @@ async def test_cell_that_came_just_before_its_kernel_was_left_dead_is_answered_n
 
 
 @pytest.mark.parametrize("error", [ValueError("Invalid Signature"), AttributeError("get"), RecursionError()])
-def test_message_that_cannot_be_passed_on_is_told_in_the_log_and_the_next_one_is_read(caplog, error):
-    Connection().handle_outgoing_message(SimpleNamespace(channel="iopub"), [error])
+def test_what_is_no_message_is_told_in_a_debug_log_only_and_the_next_one_is_read(caplog, error):
+    with caplog.at_level("DEBUG"):
+        Connection().handle_outgoing_message(SimpleNamespace(channel="iopub"), [error])
+    assert [(one.levelname, "what is no message" in one.message) for one in caplog.records] == [("DEBUG", True)]
+
+
+def test_defect_in_passing_on_is_told_in_the_log_and_the_next_one_is_read(caplog):
+    Connection().handle_outgoing_message(SimpleNamespace(channel="iopub"), [OSError("a defect")])
     assert "could not be passed on" in caplog.text
 
 
