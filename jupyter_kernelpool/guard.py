@@ -14,6 +14,7 @@ from typing import Any
 
 from jupyter_kernelpool.allowance import Allowance, Breach
 from jupyter_kernelpool.allowances import MEASURED, Allowances
+from jupyter_kernelpool.attention import Attention
 from jupyter_kernelpool.cell_ends import CellEnd
 from jupyter_kernelpool.consequences import Consequences
 from jupyter_kernelpool.edge import Edge
@@ -21,16 +22,13 @@ from jupyter_kernelpool.enforcement import Enforcement
 from jupyter_kernelpool.errors import KernelPoolError
 from jupyter_kernelpool.escalation import Step
 from jupyter_kernelpool.events import Events
-from jupyter_kernelpool.ledger import Execution, Ledger
 from jupyter_kernelpool.limits.base import Reading, Subject
 from jupyter_kernelpool.limits.settings import KernelLimits
-from jupyter_kernelpool.pace import SLOWER, Pace
+from jupyter_kernelpool.pace import Pace
 from jupyter_kernelpool.single_cells import SingleCells
 from jupyter_kernelpool.standings import ALL_KERNELS, REFUSED_BY_SYSTEM, Standings
 from jupyter_kernelpool.sums import Group, Sums
 
-RESTLESS = 0.05  # cores; a kernel in which nothing runs uses less
-ALMOST = 0.9  # of an interval: a look that is a moment early is not put off by a whole quick one
 AGAIN_AFTER = 0.1
 SETTLED_WITHIN = 1.0  # seconds that the end of a cell is kept back at most
 
@@ -48,13 +46,10 @@ class Guard:
         self._subjects: dict[str, Subject] = {}
         self._standings = Standings(limits.policy, limits.total)
         self.sums = Sums(limits.policy)
-        self._near: frozenset[str] = frozenset()  # kernels near a limit of theirs: looked at more often
-        self._sum_is_near = False
-        self._whole_at = 0.0  # when all kernels were looked at last
         self._refused: frozenset[str] = frozenset()  # limits on the sum of which the system refused more just now
         self._edge = edge
         self._pace = Pace(lambda: limits.interval)
-        edge.on_ledger.append(self._follow)
+        self._attention = Attention(self._subjects, self._standings.readings, edge, self._pace, lambda: limits.interval)
         self._task: asyncio.Task[None] | None = None
         self._acts: dict[asyncio.Task[None], str | None] = {}  # and the kernel that each is about
         self._enforcement = Enforcement(limits, lambda: manager.pool.supervision, self._is_current)
@@ -145,7 +140,7 @@ class Guard:
         for known in (self.sums.caps, self._subjects, self.breaches):
             known.pop(kernel_id, None)
         self._standings.forget(kernel_id)
-        self._near -= {kernel_id}
+        self._attention.forget(kernel_id)
         if self._enforcement.knows(kernel_id):
             self._begin(self._enforcement.let_go(kernel_id, subject))
 
@@ -243,54 +238,15 @@ class Guard:
             while watched := self._watched():
                 with self._pace.look():
                     try:
-                        await self._look(self._due(watched))
+                        await self._look(self._attention.due(watched))
                     except Exception:
                         log.exception("The guard of kernels' limits stumbled; it goes on")
                 await self._pace.pause(
-                    near=self._is_near(watched), is_astir=functools.partial(self._are_astir, watched)
+                    near=self._attention.is_near(watched),
+                    is_astir=functools.partial(self._attention.are_astir, watched),
                 )
         finally:
             self._pace.end()
-
-    def _due(self, watched: dict[str, Subject]) -> dict[str, Subject]:
-        """Those to be looked at now: between the looks at all of them only those that do something near a limit, and
-        those of which a cell is being closed.
-
-        All are at each interval, and less often while nothing runs in the others.
-        """
-        now = time.monotonic()
-        near = {kernel_id for kernel_id in self._near if self._is_astir(kernel_id)} | self._edge.closing.keys()
-        often = not near or self._are_astir(watched.keys() - near)
-        span = self.limits.interval * (ALMOST if often else SLOWER)
-        if self._sum_is_near or not near or now >= self._whole_at + span:
-            self._whole_at = now
-            return watched
-        return {kernel_id: subject for kernel_id, subject in watched.items() if kernel_id in near}
-
-    def _is_near(self, watched: Iterable[str]) -> bool:
-        """Whether one of them does something near a limit of its, or of the sum: one at rest takes no more."""
-        return self._are_astir(watched if self._sum_is_near else self._near)
-
-    def _are_astir(self, kernel_ids: Iterable[str]) -> bool:
-        return any(self._is_astir(kernel_id) for kernel_id in kernel_ids)
-
-    def _is_astir(self, kernel_id: str) -> bool:
-        """Whether a cell runs in the kernel, or it computes all the same; not in one that has ended."""
-        if kernel_id not in self._subjects:
-            return False
-        reading = self._standings.readings.get(kernel_id)
-        computes = reading is not None and reading.used.get("cpu", 1.0) > RESTLESS
-        return computes or bool(self._edge.ledger(kernel_id).executions)
-
-    def _follow(self, kernel_id: str, ledger: Ledger) -> None:
-        def stir(_: Execution | None = None) -> None:
-            if self._sum_is_near or kernel_id in self._near:
-                self._pace.hurry()
-            else:
-                self._pace.stir()
-
-        ledger.on_begin.append(stir)
-        ledger.on_expect.append(stir)
 
     def _watched(self) -> dict[str, Subject]:
         return {
@@ -315,9 +271,9 @@ class Guard:
                     near.add(kernel_id)
             except Exception:
                 log.exception("Kernel %s: what it uses could not be judged", kernel_id)
-        self._near = self._near - watched.keys() | near
+        self._attention.looked(watched, near)
         if self.sums.limited and watched.keys() >= self._watched().keys():
-            self._sum_is_near = await self._judge_sums(watched, readings, slowed)
+            self._attention.sum_is_near = await self._judge_sums(watched, readings, slowed)
 
     def _judge(self, subject: Subject, reading: Reading) -> bool:
         """Begin what comes of *reading*; whether the kernel is near a limit."""

@@ -710,11 +710,11 @@ async def test_kernel_that_ended_keeps_nobody_waiting_for_a_look(kp_bench, monke
     await bench.start("ended", 1, memory=60, cpu=1.0)
     await bench.start("other", 2, memory=1, cpu=0.0)
     await bench.look()
-    assert bench.guard._is_near(bench.guard._watched())
+    assert bench.guard._attention.is_near(bench.guard._watched())
     bench.enforcer.used[1]["memory"] = 500
     await bench.look()
     assert bench.trees == [1]
-    assert not bench.guard._is_near(bench.guard._watched())
+    assert not bench.guard._attention.is_near(bench.guard._watched())
 
 
 async def test_cell_that_begins_beside_a_kernel_near_its_limit_is_looked_at_after_an_interval(kp_bench, monkeypatch):
@@ -724,12 +724,12 @@ async def test_cell_that_begins_beside_a_kernel_near_its_limit_is_looked_at_afte
     await bench.start("near", 1, memory=60, cpu=1.0)
     await bench.start("k", 2, memory=1, cpu=0.0)
     await bench.look()
-    assert bench.guard._due(bench.guard._watched()).keys() == {"near", "k"}
+    assert bench.guard._attention.due(bench.guard._watched()).keys() == {"near", "k"}
     clock[0] += 0.5
-    assert bench.guard._due(bench.guard._watched()).keys() == {"near"}
+    assert bench.guard._attention.due(bench.guard._watched()).keys() == {"near"}
     begins(bench, "cell")
     clock[0] += 0.5
-    assert bench.guard._due(bench.guard._watched()).keys() == {"near", "k"}
+    assert bench.guard._attention.due(bench.guard._watched()).keys() == {"near", "k"}
 
 
 # -- what a single execution asks for ---------------------------------------------------------------
