@@ -20,6 +20,7 @@ from traitlets import Instance, TraitError, default
 
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
+from jupyter_kernelpool.adoption import Request
 from jupyter_kernelpool.care import Care
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.clock import Clock
@@ -36,7 +37,7 @@ from jupyter_kernelpool.lookout import JUDGE_EVERY, KernelAlerts, Lookout
 from jupyter_kernelpool.meter import Meter
 from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
-from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.presets import under
 from jupyter_kernelpool.prompt import is_ours_to_provision
 from jupyter_kernelpool.provisioner import PoolProvisioner

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.admission import Admission
+from jupyter_kernelpool.adoption import Adoption, Request, adopts, offer
 from jupyter_kernelpool.decisions import Stage
 from jupyter_kernelpool.errors import LaunchFailed, NotFound, NotValid, SupervisorGone, WrongState
 from jupyter_kernelpool.launchers.base import Launcher
@@ -30,29 +30,6 @@ CLAIM_ATTEMPTS = 3
 CLAIM_TIMEOUTS = 2  # among these, after which who asks has waited enough
 USERS_START_FOR = 10.0
 """Seconds that a user's start counts as one, at most: a kernel that started cold is heard only if it has a client."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One start of a kernel, as far as the pool is concerned. *environment* is what stock would pass."""
-
-    kernel_id: str
-    kernel_name: str
-    spec: Any
-    environment: Mapping[str, str]
-    cwd: str
-    transport: str
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What the claimed kernel becomes: see `kernelside.warm` for the order it is sent as."""
-
-    info: dict[str, Any]
-    connection_file: str
-    listeners: list[int]
-    command: list[str]
-    arguments: list[str]
 
 
 class KernelPool(PoolSettings):
@@ -169,7 +146,7 @@ class KernelPool(PoolSettings):
         pool = self.recipe_pool(request)
         return pool if pool is not None and pool.recipe.adoptable else None
 
-    def begin_claim(self, pool: RecipePool, request: Request, identity: Identity) -> Process | None:
+    def begin_claim(self, pool: RecipePool, request: Request, identity: Adoption) -> Process | None:
         """Tell a warm kernel at once who it is, if there is one; `claim` is then awaited with it.
 
         Called from `PoolProvisioner.pre_launch`: the kernel adopts while the server writes the connection file.
@@ -177,10 +154,12 @@ class KernelPool(PoolSettings):
         if not pool.warm or pool.stale:
             return None
         process = pool.take()
-        return process if process is not None and self._offer(process, request, identity) else None
+        if process is None or not offer(process, request, identity, self._environment(request), self.log):
+            return None
+        return process
 
     async def claim(
-        self, pool: RecipePool, request: Request, identity: Identity, begun: Process | None = None
+        self, pool: RecipePool, request: Request, identity: Adoption, begun: Process | None = None
     ) -> Process | None:
         """Hand over a kernel of *pool* that has taken *identity*, or None: then start it cold.
 
@@ -208,9 +187,9 @@ class KernelPool(PoolSettings):
                     except (LaunchFailed, SupervisorGone) as error:
                         why = str(error)
                         break
-                if not self._offer(process, request, identity):
+                if not offer(process, request, identity, self._environment(request), self.log):
                     continue
-            failure = await self._adopts(process, request, replaceable=True)
+            failure = await adopts(process, request, self.log, replaceable=True)
             if failure is not None:  # it was killed, and its threads run no more: the listeners are the next one's
                 why, reason = str(failure), failure.facts.get("reason")
                 if reason in ("hung", "timeout"):
@@ -249,69 +228,32 @@ class KernelPool(PoolSettings):
         self.wake.set()
         return process
 
-    async def hand_over(self, process: Process, request: Request, identity: Identity) -> None:
+    async def hand_over(self, process: Process, request: Request, identity: Adoption) -> None:
         """Give a fork of a live kernel, which keeps its surroundings, the identity of its owner.
 
         Raises `LaunchFailed` when it did not take it; it has ended then.
         """
-        if not self._offer(process, request, identity, keep=True) or await self._adopts(process, request) is not None:
+        offered = offer(process, request, identity, self._environment(request), self.log, keep=True)
+        if not offered or await adopts(process, request, self.log) is not None:
             raise LaunchFailed("the fork ended before it became a kernel", reason="gone")
 
-    async def start_confined(self, recipe: Recipe, request: Request, identity: Identity, *, tried: bool) -> Process:
+    async def start_confined(self, recipe: Recipe, request: Request, identity: Adoption, *, tried: bool) -> Process:
         """A kernel of *recipe* for *request*, in its sandbox, where the pool has none to give: instead of a cold start.
 
         Raises `NotEnforceable`, and `LaunchFailed`: nothing is started outside the sandbox instead.
         """
         process = await self.sandboxing.start(recipe, tried=tried)
-        if not self._offer(process, request, identity):
+        if not offer(process, request, identity, self._environment(request), self.log):
             raise LaunchFailed("the kernel ended before it had its identity", reason="gone")
-        failure = await self._adopts(process, request)
+        failure = await adopts(process, request, self.log)
         if failure is not None:
             raise failure
         return process
-
-    def _offer(self, process: Process, request: Request, identity: Identity, *, keep: bool = False) -> bool:
-        """Make *process* the owner's and tell it so; false if it ended before."""
-        if process.record.state is not State.WARM:
-            return False  # it ended on its way from the launch to here
-        process.record.kernel_id = request.kernel_id
-        process.record.move(State.ACTIVE, why="claimed", now=time.time())
-        order = {
-            "info": identity.info,
-            "connection_file": identity.connection_file,
-            "command": identity.command,
-            "arguments": identity.arguments,
-            "cwd": request.cwd,
-            "env": self._environment(request),
-            "keep": keep,
-        }
-        try:
-            process.offer(order, identity.listeners)
-        except LaunchFailed as error:
-            self._not_adopted(process, request, error)
-            return False
-        return True
 
     def _environment(self, request: Request) -> dict[str, str]:
         """What *request*'s kernel gets of the environment: in a sandbox not all of it."""
         confinement = self.recipe_for(request).confinement if self.is_sandboxed(request.kernel_name) else None
         return dict(request.environment) if confinement is None else confinement.environment(request.environment)
-
-    async def _adopts(self, process: Process, request: Request, *, replaceable: bool = False) -> LaunchFailed | None:
-        """None once *process* took what it was offered; else why it did not: it has ended then."""
-        try:
-            await process.adopted(replaceable=replaceable)
-        except LaunchFailed as error:
-            self._not_adopted(process, request, error)
-            return error
-        except BaseException:
-            process.discard("the claim was cancelled")
-            raise
-        return None
-
-    def _not_adopted(self, process: Process, request: Request, error: LaunchFailed) -> None:
-        self.log.warning("Kernel %s: a warm kernel could not be adopted: %s", request.kernel_id, error)
-        process.discard("not adopted")
 
     def _cold(self, pool: RecipePool, request: Request, why: str) -> None:
         self.log.info("Kernel %s starts cold: %s", request.kernel_id, why)

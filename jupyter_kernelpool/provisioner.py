@@ -20,12 +20,12 @@ from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning import LocalProvisioner
 
 from jupyter_kernelpool import metrics
+from jupyter_kernelpool.adoption import Adoption, Request
 from jupyter_kernelpool.cold_start import ColdStart
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.identity import Identity
 from jupyter_kernelpool.lifecycle import Record, State
-from jupyter_kernelpool.pool import Identity as Adoption
-from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import CONNECTION_FILE, Recipe

@@ -9,10 +9,11 @@ from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from jupyter_kernelpool.adoption import Request
 from jupyter_kernelpool.decisions import Stage
 from jupyter_kernelpool.errors import NotFound, NotValid
 from jupyter_kernelpool.manager import PoolingKernelManager
-from jupyter_kernelpool.pool import KernelPool, Request
+from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import Recipe, Settings, start_environment
 from jupyter_kernelpool.rest.base import PREFIX, KernelPoolHandler, authorized_to_pool

@@ -25,10 +25,10 @@ from typing import Any, ClassVar
 
 from jupyter_client.kernelspec import KernelSpec
 
+from jupyter_kernelpool.adoption import Adoption, Request
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import Record, State
-from jupyter_kernelpool.pool import Identity, Request
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, Settings, build_recipe
 from jupyter_kernelpool.supervision import Supervision
@@ -251,9 +251,9 @@ def fake_request(kernel_id: str = "an-id", *, env: Mapping[str, str] | None = No
     return Request(kernel_id=kernel_id, environment=environment, **{**given, **changes})
 
 
-def fake_identity() -> Identity:
+def fake_identity() -> Adoption:
     """An identity without listeners: for fake processes only."""
-    return Identity(info={"key": "a-key"}, connection_file="/nowhere.json", listeners=[], command=[], arguments=[])
+    return Adoption(info={"key": "a-key"}, connection_file="/nowhere.json", listeners=[], command=[], arguments=[])
 
 
 # -- the contract of launchers ----------------------------------------------------------------------
