@@ -6,7 +6,6 @@ parked process; a restore swaps the process behind a kernel id.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -17,24 +16,13 @@ from jupyter_kernelpool.batches import Batch, Batches, Forked, Origin
 from jupyter_kernelpool.checkpoints.memory import Family, Kept, MemoryBound
 from jupyter_kernelpool.checkpoints.parked import Parked, fork_live
 from jupyter_kernelpool.copies import Copies, Order
-from jupyter_kernelpool.errors import (
-    Busy,
-    CannotFork,
-    KernelPoolError,
-    NameTaken,
-    NotFound,
-    NotRelated,
-    WrongState,
-)
+from jupyter_kernelpool.errors import KernelPoolError, NameTaken, NotFound, NotRelated, WrongState
+from jupyter_kernelpool.forkable import Forkable, until_at_rest
 from jupyter_kernelpool.lineage import Lineage, Node
 from jupyter_kernelpool.metrics import timed
 from jupyter_kernelpool.names import Names
 from jupyter_kernelpool.process import Process, taking_no_cells
 from jupyter_kernelpool.supervision import Supervision
-
-REST_TIMEOUT = 0.4
-SERVING_TIMEOUT = 1.0
-END_IS_TOLD_WITHIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,7 @@ class Forking:
     def __init__(self, manager: Any) -> None:
         self._manager = manager
         self.lineage = Lineage()
+        self.forkable = Forkable(manager, self.lineage)
         self.checkpoints: dict[str, Checkpoint] = {}
         self.names = Names(lambda kernel_id: kernel_id in manager)
         self.copies = Copies(manager.pool.supervision, manager.log)
@@ -92,14 +81,6 @@ class Forking:
         """Those of one kernel, oldest first."""
         return [checkpoint for checkpoint in self.checkpoints.values() if checkpoint.kernel_id == kernel_id]
 
-    def why_not(self, kernel_id: str) -> str | None:
-        """Why the kernel can't be forked, or None if it can."""
-        try:
-            self.process_of(kernel_id)
-        except KernelPoolError as error:
-            return str(error)
-        return None
-
     # -- forks --------------------------------------------------------------------------------------
 
     @timed("fork")
@@ -121,7 +102,7 @@ class Forking:
         `TooLarge` and `CopyFailed` when nothing came of it at all, or with *atomic* when one of them failed: no
         kernel is left then, as after a cancellation.
         """
-        process = await self._serving_process_of(kernel_id)
+        process = await self.forkable.serving_process_of(kernel_id)
         supervision = self.supervision
         origin = self._origin(kernel_id)
         began = time.monotonic()
@@ -177,7 +158,7 @@ class Forking:
 
         Beyond `KernelPool.max_checkpoints` the oldest without a name goes.
         """
-        process = await self._serving_process_of(kernel_id)
+        process = await self.forkable.serving_process_of(kernel_id)
         surplus = self.refuse_checkpoint(kernel_id, name)
         parked = await Parked.take(process, self.supervision, timeout=timeout)
         for other in surplus:
@@ -236,8 +217,8 @@ class Forking:
         So does a kernel that is dead, or that had to start cold after its crash. Raises `Busy` while a cell runs,
         `NotRelated`, `NotFound`, `CannotFork`, `WrongState` while it starts; the kernel is as it was then.
         """
-        await self.until_serving(kernel_id)
-        kernel = self.replaceable(kernel_id)
+        await self.forkable.until_serving(kernel_id)
+        kernel = self.forkable.replaceable(kernel_id)
         process = kernel.pooled.process
         own = None
         if source in self.checkpoints:
@@ -248,7 +229,7 @@ class Forking:
             source = self.find_kernel(source)
             if source == kernel_id:
                 raise WrongState("a kernel can't be restored from itself", reason="same_kernel")
-            other = await self._serving_process_of(source)
+            other = await self.forkable.serving_process_of(source)
             supervision = self.supervision
             prepare = lambda: fork_live(other, supervision, reseed=False, timeout=timeout)  # noqa: E731
         if not self.lineage.related(kernel_id, source):
@@ -258,13 +239,13 @@ class Forking:
         self._changing.add(kernel_id)
         try:
             with taking_no_cells(process):
-                await self.until_at_rest(kernel)
+                await until_at_rest(kernel)
                 self.copies.hold(kernel_id, self.copies.of(source))
                 successor = await prepare()
                 if own is not None:  # what it has from the checkpoint is the kernel's own, as it was before
                     successor.inherited = own.inherited
                 try:
-                    await self.until_at_rest(kernel)  # a cell may have been on its way, or come from elsewhere
+                    await until_at_rest(kernel)  # a cell may have been on its way, or come from elsewhere
                     if kernel.pooled is None or kernel.pooled.process is not process:
                         raise WrongState("the kernel was restarted or ended meanwhile", reason="not_running")
                 except BaseException:
@@ -296,24 +277,6 @@ class Forking:
 
     # -- parts --------------------------------------------------------------------------------------
 
-    def process_of(self, kernel_id: str) -> Process:
-        """The process behind a kernel that can be forked now; else raises why not."""
-        if kernel_id not in self._manager:
-            raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
-        provisioner = getattr(self._manager.get_kernel(kernel_id), "pooled", None)
-        process: Process | None = provisioner.claimed if provisioner is not None else None
-        if process is None and provisioner is not None and provisioner.process is None:
-            raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
-        if process is None:
-            raise CannotFork(f"kernel {kernel_id} can't be forked: it was not started by the pool", reason="not_pooled")
-        if not process.alive:
-            raise WrongState(f"kernel {kernel_id} is dead", reason="dead")
-        if process.unforkable is not None:
-            raise CannotFork(f"kernel {kernel_id} can't be forked: {process.unforkable}", reason="unforkable")
-        if not process.serving.done():
-            raise WrongState(f"kernel {kernel_id} is starting", reason="starting")
-        return process
-
     def _origin(self, kernel_id: str) -> Origin:
         """What its forks are to know of the kernel."""
         kernel, manager = self._manager.get_kernel(kernel_id), self._manager
@@ -322,33 +285,6 @@ class Forking:
 
     def _tell(self, type: str, kernel_id: str, **facts: str) -> None:  # noqa: A002
         self._manager.events.emit(type, kernel_id, now=time.time(), **facts)
-
-    async def until_serving(self, kernel_id: str) -> None:
-        """Wait until a process that was given to the kernel serves: Jupyter answers some milliseconds before, as when
-        it was restarted."""
-        kernel = self._manager.get_kernel(kernel_id) if kernel_id in self._manager else None
-        provisioner = getattr(kernel, "pooled", None)
-        process: Process | None = provisioner.claimed if provisioner is not None else None
-        if process is not None and process.alive:
-            await asyncio.wait([process.serving], timeout=SERVING_TIMEOUT)
-
-    async def _serving_process_of(self, kernel_id: str) -> Process:
-        await self.until_serving(kernel_id)
-        return self.process_of(kernel_id)
-
-    def replaceable(self, kernel_id: str) -> Any:
-        """The manager of a kernel in which another process may take the place of the present one; else raises why not.
-
-        The present one may also have ended, or have been started cold after that: the kernel gets its state back then.
-        """
-        if kernel_id not in self._manager:
-            raise NotFound(f"there is no kernel {kernel_id!r}", kernel=kernel_id)
-        kernel = self._manager.get_kernel(kernel_id)
-        provisioner = getattr(kernel, "pooled", None)
-        has_relatives = self.lineage.find(kernel_id) is not None
-        if provisioner is None or not (provisioner.lost_its_state and has_relatives):
-            self.process_of(kernel_id)
-        return kernel
 
     def _families(self) -> list[Family]:
         """What there is for the bound on memory to look at."""
@@ -360,27 +296,13 @@ class Forking:
 
     def _pid_of(self, kernel_id: str) -> int:
         try:
-            return self.process_of(kernel_id).pid
+            return self.forkable.process_of(kernel_id).pid
         except KernelPoolError:
             return 0
 
     def _drop_if_there(self, key: str) -> None:
         if key in self.checkpoints:
             self.drop(key)
-
-    async def until_at_rest(self, kernel: Any, timeout: float = REST_TIMEOUT) -> None:
-        """Raise `Busy` if a cell runs or waits. The kernel says the former; the latter is told by its status, which
-        may reach the server a moment after the reply has reached the client. A dead process runs nothing."""
-        process = kernel.pooled.process if kernel.pooled is not None else None
-        answers = True
-        if isinstance(process, Process) and not await process.check(timeout):
-            answers = False  # a cell computes, or the process has just ended, which its supervisor is about to tell
-            await asyncio.wait([process.exited], timeout=END_IS_TOLD_WITHIN)
-        deadline = time.monotonic() + REST_TIMEOUT
-        while process is not None and process.poll() is None and not (answers and kernel.execution_state != "busy"):
-            if not answers or time.monotonic() > deadline:
-                raise Busy("a cell is running; interrupt it first, or wait")
-            await asyncio.sleep(REST_TIMEOUT / 20)
 
     def _enter_kernel(self, kernel_id: str) -> None:
         if self.lineage.find(kernel_id) is None:

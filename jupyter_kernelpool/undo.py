@@ -13,6 +13,7 @@ import socket
 
 from jupyter_kernelpool.checkpoints.parked import Parked
 from jupyter_kernelpool.errors import CannotFork, KernelPoolError, WrongState
+from jupyter_kernelpool.forkable import until_at_rest
 from jupyter_kernelpool.forking import Checkpoint, Forking
 from jupyter_kernelpool.process import Process
 
@@ -53,7 +54,7 @@ class Undo:
         """Why the last cell could not be kept, or None; also where undo is on for a kernel that can't be forked."""
         if self.steps_of(kernel_id):
             try:
-                self._forking.process_of(kernel_id)
+                self._forking.forkable.process_of(kernel_id)
             except CannotFork as error:
                 return str(error)
             except KernelPoolError:
@@ -78,7 +79,7 @@ class Undo:
         """Raise `CannotFork` for a kernel that can't be forked, of which something is to be kept."""
         if steps:
             with contextlib.suppress(WrongState):  # it is starting, or comes back: `serves` will see
-                self._forking.process_of(kernel_id)
+                self._forking.forkable.process_of(kernel_id)
 
     def set_steps(self, kernel_id: str, steps: int) -> None:
         """As `change`, which was not refused just now; raises nothing."""
@@ -100,9 +101,9 @@ class Undo:
         a cell runs, and as `Forking.restore`; the kernel is as it was then.
         """
         self.refuse_off(kernel_id)
-        await self._forking.until_serving(kernel_id)
-        kernel = self._forking.replaceable(kernel_id)
-        await self._forking.until_at_rest(kernel, 1.0)  # after it, each cell that ended has been told
+        await self._forking.forkable.until_serving(kernel_id)
+        kernel = self._forking.forkable.replaceable(kernel_id)
+        await until_at_rest(kernel, 1.0)  # after it, each cell that ended has been told
         self.refuse_too_far(kernel_id, steps)
         states, position = self.states_of(kernel_id), self.available(kernel_id) - steps
         state = states[position]

@@ -85,7 +85,7 @@ class Wishes:
             text = f"%{what} failed: {type(error).__name__}: {error}"
         present: Process | None = None
         try:
-            present = self._forking.process_of(kernel_id)
+            present = self._forking.forkable.process_of(kernel_id)
             present.report(question["display"], question["parent"], text)
             if (
                 present is process and not process.stays.is_set()

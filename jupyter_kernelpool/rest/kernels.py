@@ -93,7 +93,7 @@ def describe(manager: Any, kernel_id: str) -> Model:
     standing = manager.care.standing_of(kernel_id) if ours else Standing()
     model = kernel_model(kernel_id, manager.get_kernel(kernel_id), connections, standing.verdict)
     forking = manager.forking if ours else None
-    why = forking.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
+    why = forking.forkable.why_not(kernel_id) if forking is not None else "nothing is pooled on this server"
     return {
         **model,
         "given_name": forking.names.of(kernel_id) if forking is not None else None,
