@@ -6,12 +6,10 @@ Stock in everything else, and wholly so while `KernelPool.enabled` is false. One
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Any
 
 import zmq
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_events import EventLogger
 from jupyter_server import CallContext
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
@@ -20,7 +18,6 @@ from traitlets import Instance, TraitError, default
 
 from jupyter_kernelpool.activity import feed
 from jupyter_kernelpool.admission import Turns
-from jupyter_kernelpool.adoption import Request
 from jupyter_kernelpool.care import Care
 from jupyter_kernelpool.chronicle import Chronicle
 from jupyter_kernelpool.clock import Clock
@@ -28,6 +25,7 @@ from jupyter_kernelpool.culler import Culler, KernelCuller
 from jupyter_kernelpool.edge import Edge
 from jupyter_kernelpool.errors import REFUSALS, KernelPoolError, LaunchFailed, SupervisorGone
 from jupyter_kernelpool.events import Event, Events
+from jupyter_kernelpool.foresight import Foresight
 from jupyter_kernelpool.forking import Forking
 from jupyter_kernelpool.guard import Guard
 from jupyter_kernelpool.health_settings import KernelHealth
@@ -39,8 +37,6 @@ from jupyter_kernelpool.output_watch import OutputWatch
 from jupyter_kernelpool.owners import SINGLE, Owners, is_anonymous, read_quota
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.presets import under
-from jupyter_kernelpool.prompt import is_ours_to_provision
-from jupyter_kernelpool.provisioner import PoolProvisioner
 from jupyter_kernelpool.replay import Replay
 from jupyter_kernelpool.sums import Group
 from jupyter_kernelpool.textfile import WRITE_EVERY, MetricsFile
@@ -78,7 +74,8 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self.pool = KernelPool(**made)
         self.pool.admission._running = lambda: len(self._kernels)
         self.meter = Meter(self, lambda: self.pool.supervision.pids)
-        self.keeper = Keeper(self.pool, self._foresee)
+        self.foresight = Foresight(self)
+        self.keeper = Keeper(self.pool, self.foresight.foresee)
         self.keeper.rounds.append(Round("sample", SAMPLE_EVERY, self.meter.sample, lambda: self.meter.has_work))
         self.edge = Edge()
         self.events = Events(first=int(time.time() * 1000))
@@ -120,7 +117,6 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         self._kernel_event_logger: EventLogger | None = None
         self._starting: asyncio.Future[None] | None = None
         self._clearing: set[asyncio.Future[None]] = set()
-        self._unforeseen: set[str] = set()  # kernelspecs that are not there, and that the log tells of already
         if self.pool.active:
             # 1 ms instead of 100 ms to find the successor after a restart; slower while none is there.
             self.context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
@@ -184,7 +180,7 @@ class PoolingKernelManager(AsyncMappingKernelManager):
         if not self.pool.warm_at_start:
             return
         for name in dict.fromkeys([self.default_kernel_name, *self.pool.recipes]):
-            if not await self._foresee(name):
+            if not await self.foresight.foresee(name):
                 self.keeper.missing[name] = time.monotonic() + LOOK_FOR_KERNELSPEC_EVERY
 
     async def stop_pool(self) -> None:
@@ -246,33 +242,6 @@ class PoolingKernelManager(AsyncMappingKernelManager):
             _, late = await asyncio.wait(restarting, timeout=RESTARTED_WITHIN)
             for ready in late:
                 ready.cancel()
-
-    async def request_for(self, kernel_name: str) -> Request:
-        """The request that a plain start of *kernel_name* in the root folder would be.
-
-        Raises `NoSuchKernel`. Reads the kernelspec off the event loop.
-        """
-        specs = self.kernel_spec_manager or KernelSpecManager(parent=self)  # without a server there may be none
-        spec = await asyncio.to_thread(specs.get_kernel_spec, kernel_name)
-        probe = PoolProvisioner(manager=None, kernel_id="", kernel_spec=spec)
-        prepared = await super(PoolProvisioner, probe).pre_launch(env=dict(os.environ))
-        environment = {**prepared["env"], "JPY_PARENT_PID": str(os.getpid())}
-        return Request("", kernel_name, spec, environment, self.root_dir, "tcp")
-
-    async def _foresee(self, kernel_name: str) -> bool:
-        """Keep kernels of *kernel_name* warm from now on; false when there is no such kernelspec (yet)."""
-        try:
-            request = await self.request_for(kernel_name)
-            if not is_ours_to_provision(request.spec, self):
-                return True  # its kernels are another provisioner's: none of ours could be claimed
-            self.pool.recipe_pool(request, pinned=True)
-        except Exception as error:
-            if kernel_name not in self._unforeseen:
-                self._unforeseen.add(kernel_name)
-                self.log.warning("No kernels of %s are kept warm: %s", kernel_name, error)
-            return False
-        self._unforeseen.discard(kernel_name)
-        return True
 
     async def _async_start_kernel(self, *, kernel_id: str | None = None, path: Any = None, **kwargs: Any) -> str:
         """As stock, admitted first: 503 with Retry-After when `max_kernels` are running or starting.

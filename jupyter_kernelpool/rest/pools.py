@@ -121,7 +121,7 @@ def read_changes(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any
 async def find_request(manager: PoolingKernelManager, name: str) -> Request:
     """A plain start of the kernelspec *name*; raises `NotFound`, or `NotValid` if it can't be read."""
     try:
-        return await manager.request_for(name)
+        return await manager.foresight.request_for(name)
     except NoSuchKernel as error:
         raise NotFound(f"there is no kernelspec {name!r}", recipe=name) from error
     except Exception as error:

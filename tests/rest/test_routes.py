@@ -232,7 +232,7 @@ class TestRandomInput:
     async def test_no_input_is_an_error_of_ours(self, kp_call: Any, jp_serverapp: Any, seed: int) -> None:
         manager = jp_serverapp.kernel_manager
         manager.pool.paused = True
-        manager.pool.recipe_pool(await manager.request_for("python3"))
+        manager.pool.recipe_pool(await manager.foresight.request_for("python3"))
         source = random.Random(seed)
         codes = set()
         for _ in range(100):
@@ -250,7 +250,7 @@ async def test_recipes_that_become_one_are_merged(jp_serverapp: Any) -> None:
     manager = jp_serverapp.kernel_manager
     pool = manager.pool
     pool.overrides["python3"] = Settings(0, 1, ("json",))
-    request = await manager.request_for("python3")
+    request = await manager.foresight.request_for("python3")
     first = pool.recipe_pool(request)
     second = pool.recipe_pool(replace(request, environment={**request.environment, "OMP_NUM_THREADS": "3"}))
     assert first is not second
