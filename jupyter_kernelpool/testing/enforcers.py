@@ -1,6 +1,6 @@
-"""For those who write an enforcer: the contract that every one keeps, and a fake to test a guard with.
+"""For those who write an enforcer: the contract that every one keeps.
 
-The contract is a class of tests; what yours is like is said by a subclass::
+It is a class of tests; what yours is like is said by a subclass::
 
     class TestMyEnforcer(EnforcerContract):
         enforcer_class = MyEnforcer
@@ -14,9 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
 
 from jupyter_kernelpool.allowance import LIMITS, Allowance
 from jupyter_kernelpool.errors import NotEnforceable
@@ -27,61 +26,6 @@ QUICK = 0.2  # prepare takes some milliseconds; it is called when the server sta
 GENEROUS = Allowance(memory=1 << 30, cpu=4.0, processes=500, open_files=512)
 TIGHTER = Allowance(memory=1 << 29, cpu=2.0, processes=400, open_files=256)
 WORKER = "import sys\nfor line in sys.stdin: print(eval(line), flush=True)"
-
-
-class FakeEnforcer(Enforcer):
-    """Holds nothing: it notes what it is told, and reads what it is told to read.
-
-    *held* is what each kernel is held to; *used*, *causes* and *counts* are for `read` and `why_ended` to tell, by
-    kernel id. *missing* is what `prepare` says.
-    """
-
-    name = "fake"
-    holds = frozenset({"memory", "cpu", "processes", "open_files"})
-    missing: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, headroom: float = 0.1) -> None:
-        super().__init__(headroom)
-        self.held: dict[str, tuple[int, Allowance]] = {}
-        self.used: dict[str, Reading] = {}
-        self.causes: dict[str, tuple[str, float]] = {}
-        self.apart: list[int] = []
-        self.ended: list[str] = []
-        self.total = Allowance()
-        self.closed = False
-
-    def prepare(self) -> dict[str, str]:
-        return dict(self.missing)
-
-    def hold_together(self, total: Allowance, limits: frozenset[str]) -> None:
-        self.total = total
-
-    def hold(self, subject: Subject, allowance: Allowance, limits: frozenset[str]) -> None:
-        self.held[subject.kernel_id] = (subject.pid, allowance)
-
-    def read(self, subjects: Iterable[Subject], others: frozenset[int]) -> dict[str, Reading]:
-        return {
-            subject.kernel_id: self.used.get(subject.kernel_id, Reading(dict.fromkeys(self.holds, 0.0)))
-            for subject in subjects
-            if self.held.get(subject.kernel_id, (0,))[0] == subject.pid and is_alive(subject.pid)
-        }
-
-    def why_ended(self, subject: Subject) -> tuple[str, float] | None:
-        return self.causes.get(subject.kernel_id)
-
-    def end(self, subject: Subject) -> bool:
-        self.ended.append(subject.kernel_id)
-        return False
-
-    def set_apart(self, pid: int) -> None:
-        self.apart.append(pid)
-
-    def let_go(self, kernel_id: str) -> None:
-        self.held.pop(kernel_id, None)
-
-    def close(self) -> None:
-        self.held.clear()
-        self.closed = True
 
 
 class Worker:

@@ -15,7 +15,7 @@ from jupyter_kernelpool.errors import LaunchFailed, SupervisorGone
 from jupyter_kernelpool.keeper import Keeper, Round, look_at_host
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.supervision import Supervision
-from jupyter_kernelpool.testing import FakeLauncher, FakeSupervision, Outcome, Script, fake_identity, fake_request
+from jupyter_kernelpool.testing import FakeLauncher, FakeSupervision, Outcome, Script, fake_adoption, fake_request
 
 CALM = Host(available_memory=1 << 40, busy=0.0)
 
@@ -100,7 +100,7 @@ async def test_refill_waits_for_the_users_kernel(kp_keeper, kp_clock):
     recipe = pool.recipe_pool(fake_request())
     await turned(kp_keeper)
     pool.user_start_began("mine")
-    await pool.claim(recipe, fake_request("mine"), fake_identity())
+    await pool.claim(recipe, fake_request("mine"), fake_adoption())
     assert await kp_keeper.turn() == []
     pool.user_start_ended("mine")
     assert await kp_keeper.turn() == []
@@ -160,7 +160,7 @@ async def test_who_waits_is_served_beside_his_own_start(kp_keeper, kp_script):
     recipe = pool.recipe_pool(fake_request())
     await recipe.load()
     pool.user_start_began("mine")
-    claim = asyncio.create_task(pool.claim(recipe, fake_request("mine"), fake_identity()))
+    claim = asyncio.create_task(pool.claim(recipe, fake_request("mine"), fake_adoption()))
     await asyncio.sleep(0)
     assert await kp_keeper.turn() == [Launch(recipe.recipe.key, 1)]
     assert await claim is kp_script.processes[0]

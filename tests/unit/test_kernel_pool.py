@@ -19,7 +19,7 @@ from jupyter_kernelpool.testing import (
     FakeSupervision,
     Outcome,
     Script,
-    fake_identity,
+    fake_adoption,
     fake_request,
     python_spec,
 )
@@ -53,7 +53,7 @@ async def settle() -> None:
 
 
 def claim(pool: KernelPool, recipe: RecipePool, **request) -> asyncio.Task:
-    return asyncio.create_task(pool.claim(recipe, fake_request(**request), fake_identity()))
+    return asyncio.create_task(pool.claim(recipe, fake_request(**request), fake_adoption()))
 
 
 # -- traits -----------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ async def test_claim_is_handed_a_warm_kernel_that_has_adopted(kp_script):
     pool = kernel_pool(kp_script)
     recipe = await filled(pool, 1)
     request = fake_request("mine", cwd="/home", env={"A": "1"})
-    process = await pool.claim(recipe, request, fake_identity())
+    process = await pool.claim(recipe, request, fake_adoption())
     assert process is kp_script.processes[0]
     assert process.record.state is State.ACTIVE
     assert process.record.kernel_id == "mine"
@@ -237,11 +237,11 @@ async def test_begun_claim_has_told_its_kernel_already_and_counts_once(kp_script
     pool = kernel_pool(kp_script)
     recipe = await filled(pool, 2)
     request = fake_request("mine", cwd="/home")
-    begun = pool.begin_claim(recipe, request, fake_identity())
+    begun = pool.begin_claim(recipe, request, fake_adoption())
     assert begun is kp_script.processes[0]
     assert begun.order["cwd"] == "/home"
     assert recipe.hits == 0
-    assert await pool.claim(recipe, request, fake_identity(), begun) is begun
+    assert await pool.claim(recipe, request, fake_adoption(), begun) is begun
     assert (recipe.hits, recipe.misses, len(recipe.claims)) == (1, 0, 1)
     assert len(recipe.warm) == 1
 
@@ -250,8 +250,8 @@ async def test_begun_claim_whose_kernel_fails_goes_on_with_the_next(kp_script):
     kp_script.adoptions.append(DIE)
     pool = kernel_pool(kp_script)
     recipe = await filled(pool, 2)
-    begun = pool.begin_claim(recipe, fake_request("mine"), fake_identity())
-    process = await pool.claim(recipe, fake_request("mine"), fake_identity(), begun)
+    begun = pool.begin_claim(recipe, fake_request("mine"), fake_adoption())
+    process = await pool.claim(recipe, fake_request("mine"), fake_adoption(), begun)
     assert process is kp_script.processes[1]
     assert not begun.alive
 
@@ -260,11 +260,11 @@ async def test_claim_is_not_begun_where_nothing_is_warm_or_all_is_stale(kp_scrip
     kp_script.watched = [str(tmp_path / "package.py")]
     pool = kernel_pool(kp_script)
     recipe = await filled(pool, 0)
-    assert pool.begin_claim(recipe, fake_request(), fake_identity()) is None
+    assert pool.begin_claim(recipe, fake_request(), fake_adoption()) is None
     assert not recipe.claims
     await recipe.launch_one()
     (tmp_path / "package.py").write_text("new")
-    assert pool.begin_claim(recipe, fake_request(), fake_identity()) is None
+    assert pool.begin_claim(recipe, fake_request(), fake_adoption()) is None
     assert len(recipe.warm) == 1
 
 
@@ -283,7 +283,7 @@ async def test_claim_waits_for_a_quick_launch(kp_script):
 async def test_claim_of_a_recipe_that_is_not_ready_goes_cold_at_once(kp_script):
     pool = kernel_pool(kp_script)
     recipe = pool.recipe_pool(fake_request())
-    assert await pool.claim(recipe, fake_request(), fake_identity()) is None
+    assert await pool.claim(recipe, fake_request(), fake_adoption()) is None
     assert recipe.misses == 1
     assert pool.wake.is_set()
 
