@@ -18,7 +18,8 @@ from urllib.parse import quote
 from jupyter_kernelpool.allowance import Allowance
 from jupyter_kernelpool.errors import NotEnforceable
 from jupyter_kernelpool.limits.base import Enforcer, Reading, Subject
-from jupyter_kernelpool.limits.hierarchy import NEEDS, Hierarchy, Legacy, Tally, Unified
+from jupyter_kernelpool.limits.hierarchy import NEEDS, Hierarchy, Tally, Unified
+from jupyter_kernelpool.limits.legacy import Legacy
 from jupyter_kernelpool.limits.places import Place, find_place, read_mounts, readable
 from jupyter_kernelpool.memory import charge, read_memory
 from jupyter_kernelpool.usage import scan

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from jupyter_kernelpool.limits import places
-from jupyter_kernelpool.limits.hierarchy import Legacy, Unified
+from jupyter_kernelpool.limits.hierarchy import Unified
+from jupyter_kernelpool.limits.legacy import Legacy
 from jupyter_kernelpool.limits.places import HOME, Place, find_place, read_mounts
 
 OURS = {100, 101}
