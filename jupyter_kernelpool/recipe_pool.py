@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from jupyter_kernelpool import metrics
 from jupyter_kernelpool.decisions import RecipeView, Stage, WarmView, backoff
 from jupyter_kernelpool.errors import LaunchFailed, Unfit
+from jupyter_kernelpool.idle_use import IdleUse
 from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import State
-from jupyter_kernelpool.memory import read_memory
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipes import Recipe, fingerprint
 from jupyter_kernelpool.supervision import Supervision
@@ -34,10 +32,7 @@ BREAKER_FAILURES = 3
 DECIDED = ("preload", "init_code", "not_enforceable")  # kinds of `Unfit` that are no matter of the launcher
 STOPPED = frozenset("Tt")
 REMEMBERED_CLAIMS = 1000
-RESTLESS = 0.3
-RESTLESS_FOR = 5.0
 CHECKED_AT_ONCE = 8
-MEASURE_EVERY = 30.0  # what warm kernels have for themselves: 1 ms each
 
 
 @dataclass(frozen=True)
@@ -87,10 +82,7 @@ class RecipePool:
         self._reported: set[str] = set()
         self.seen_stale = False
         self.seen_edited = False
-        self.restless: list[str] = []  # record ids of warm kernels that compute though nobody asked them to
-        self._cpu_seen: dict[str, tuple[float, float]] = {}
-        self._memory: dict[int, int] = {}
-        self._memory_at = 0.0
+        self._idle_use = IdleUse()
         self.suspect = False  # a kernel of it did not answer at its claim
         self.checked = time.monotonic()
         self.is_checking = False
@@ -131,11 +123,8 @@ class RecipePool:
         """Note whether the recipe is stale, and whether its kernelspec on disk was edited or removed since it
         was made; called by the keeper in a thread of its own."""
         self.seen_stale = self.stale
-        self.restless = self._find_restless()
-        if time.monotonic() - self._memory_at > MEASURE_EVERY:
-            self._memory_at = time.monotonic()
-            pids = [process.pid for process, _ in list(self.warm)]  # in a thread, and meanwhile some are claimed
-            self._memory = {pid: one.uss for pid, one in read_memory(pids).items()}
+        warm = list(self.warm)  # this is a thread, and meanwhile some are claimed
+        self._idle_use.measure([(process.record.id, process.pid) for process, _ in warm], time.monotonic())
         self.seen_edited = self._kernelspec_fingerprint != fingerprint(self._kernelspec)
 
     def view(self) -> RecipeView:
@@ -143,7 +132,7 @@ class RecipePool:
             key=self.recipe.key,
             stage=self.stage,
             warm=tuple(
-                WarmView(process.record.id, since, self._memory.get(process.pid, 0))
+                WarmView(process.record.id, since, self._idle_use.memory.get(process.pid, 0))
                 for process, since in self.warm
                 if process.alive
             ),
@@ -236,27 +225,9 @@ class RecipePool:
         self.warm.append((process, time.monotonic()))
         process.exited.add_done_callback(lambda _: self._forget(process))
 
-    def _find_restless(self) -> list[str]:
-        """Warm kernels that used more than `RESTLESS` of a core for `RESTLESS_FOR` seconds. Reads /proc."""
-        now, found, seen = time.monotonic(), [], {}
-        for process, _ in list(self.warm):
-            try:
-                times = psutil.Process(process.pid).cpu_times()
-            except (psutil.Error, OSError, ValueError):
-                continue
-            used = times.user + times.system
-            since, used_then = self._cpu_seen.get(process.record.id, (now, used))
-            if now - since >= RESTLESS_FOR:
-                if used - used_then > RESTLESS * (now - since):
-                    found.append(process.record.id)
-                since, used_then = now, used
-            seen[process.record.id] = (since, used_then)
-        self._cpu_seen = seen
-        return found
-
     def end_restless(self) -> None:
         """End the warm kernels that were found to compute; that counts as a failure of the recipe's."""
-        restless, self.restless = self.restless, []
+        restless, self._idle_use.restless = self._idle_use.restless, []
         still = [record_id for record_id in restless if any(entry.record.id == record_id for entry, _ in self.warm)]
         for record_id in still:
             self.evict(record_id, "is not idle")
