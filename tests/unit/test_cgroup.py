@@ -110,11 +110,10 @@ def test_kernel_that_is_being_killed_is_not_taken_for_a_child_of_its(kp_enforcer
 @pytest.mark.parametrize("follows", [True, False], ids=["and it ends", "and it lives on"])
 def test_end_of_what_runs_inside_is_the_kernels_unless_it_lives_on(kp_enforcer, kp_worker, follows):
     """As behind bwrap with process ids of its own, which ends a moment after what it runs."""
-    inner = "globals().setdefault('inner', __import__('subprocess').Popen(['sleep', '100']))"
-    kp_worker.ask(f"{inner}.pid")
+    kp_worker.ask("globals().setdefault('inner', __import__('subprocess').Popen(['sleep', '100'])).pid")
     kp_enforcer.hold(kp_worker.subject, Allowance(memory=100 * MIB), kp_enforcer.holds)
     assert eat(kp_worker, 300 * MIB) == -signal.SIGKILL
-    kp_worker.ask(f"{inner}.kill() or {inner}.wait()")
+    kp_worker.ask("inner.kill() or inner.wait()")
     assert kp_enforcer.read([kp_worker.subject], frozenset()) == {}
     if follows:
         kp_worker.end()
