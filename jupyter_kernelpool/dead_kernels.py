@@ -30,7 +30,7 @@ class DeadKernels:
         prepare = getattr(super(), "prepare", None)
         if prepare is None:
             return  # another's class, which has nothing to do before it connects
-        if self._why_dead() is None or not hasattr(self, "_register_session"):
+        if self.why_dead() is None or not hasattr(self, "_register_session"):
             await prepare()
             return
         await self._register_session()
@@ -38,7 +38,7 @@ class DeadKernels:
 
     def nudge(self) -> Any:
         """As stock, the future that is done when the kernel is heard; nobody waits for a dead one."""
-        if self._why_dead() is None:
+        if self.why_dead() is None:
             return super().nudge()  # type: ignore[misc]
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
@@ -50,7 +50,7 @@ class DeadKernels:
         ZeroMQ would keep it, and the next process run it. The status `dead` is not sent: JupyterLab takes it for the
         end of the kernel, and its button for restarts then does nothing (@jupyterlab/services, `KernelConnection`).
         """
-        why = self._why_dead()
+        why = self.why_dead()
         if why is None:
             return False
         with contextlib.suppress(*NO_MESSAGE):
@@ -60,12 +60,13 @@ class DeadKernels:
                 return True
         return False
 
-    def _why_dead(self) -> str | None:
+    def why_dead(self) -> str | None:
+        """Why the kernel is dead, and what to do; None where it lives, or is being restarted."""
         manager: Any = self.multi_kernel_manager
         if self.edge is None or self.kernel_id not in manager:
             return None
         kernel = manager.get_kernel(self.kernel_id)
         if getattr(kernel, "execution_state", "") != "dead" or kernel.shutting_down or not kernel.ready.done():
-            return None  # it lives, or is being restarted
+            return None
         reason = str(getattr(kernel, "reason", "") or "").rstrip(".")
         return f"The kernel {self.kernel_id} is dead{f' ({reason})' if reason else ''}. Restart it."

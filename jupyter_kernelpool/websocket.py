@@ -33,9 +33,10 @@ HOLD_TIMEOUT = 10.0
 class Prompt:
     """Mixin over any kernel websocket connection class of jupyter_server's.
 
-    After a restart the client's ZeroMQ sockets reconnect to the successor within milliseconds, and what that
-    publishes before they have is lost. So what a client sends meanwhile is held until its iopub is heard. What it
-    sends to run in a process that is about to be replaced is held for the next one.
+    After a restart the client's ZeroMQ sockets reconnect to the successor one by one, and what that publishes before
+    they have is lost: a cell that was sent to a process that stock still starts runs as soon as that has the shell's
+    port, and its output is gone where iopub connects later. So what a client sends meanwhile is held until its iopub
+    is heard. What it sends to run in a process that is about to be replaced is held for the next one.
     """
 
     websocket_handler: Any
@@ -47,17 +48,18 @@ class Prompt:
     subprotocol: Any
     remember_protocol: Any
     answer_for_dead: Any
+    why_dead: Any
     log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
-    _probes: list[str]
+    _probes: set[str]  # requests of ours whose echoes are not the client's
     _echo: asyncio.Future[None] | None = None
     _delivery: asyncio.Task[None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held = []
-        self._probes = []
+        self._probes = set()
 
     def connect(self) -> Any:
         """Called by the websocket handler once the connection is open; it awaits what this returns."""
@@ -128,9 +130,8 @@ class Prompt:
     def _hears(self, process: Any) -> bool:
         if getattr(self.kernel_manager, "pooled", None) is None:
             return True
-        if isinstance(process, Process):
-            return process is self._subscribed and process.alive and process.stays.is_set()
-        return process is not None  # one that stock started: as slow to come back as stock's
+        stays = not isinstance(process, Process) or process.stays.is_set()
+        return process is not None and process is self._subscribed and _runs(process) and stays
 
     def _is_for_shell(self, incoming_msg: Any) -> bool:
         return read_incoming(self.subprotocol, incoming_msg)[0] == "shell"
@@ -141,8 +142,8 @@ class Prompt:
             await leaving.stays.wait()
         with contextlib.suppress(TimeoutError):  # a kernel that is silent gets it nevertheless, as with stock
             async with asyncio.timeout(HOLD_TIMEOUT):
-                while not self._hears(process := self._process()):
-                    if isinstance(process, Process) and process.alive:
+                while self.why_dead() is None and not self._hears(process := self._process()):
+                    if process is not None and _runs(process):
                         await self._probe(process)
                         self._subscribed = process
                     else:
@@ -169,26 +170,43 @@ class Prompt:
             if not iopub.closed():
                 iopub.stop_on_recv()
 
-    async def _probe(self, process: Process) -> None:
+    async def _probe(self, process: Any) -> None:
         """Ask *process* for its info until our iopub hears that it answers."""
-        with contextlib.suppress(Exception):  # it ended: the next turn of the loop sees that
-            await asyncio.shield(process.serving)
+        if isinstance(process, Process):
+            with contextlib.suppress(Exception):  # it ended: the next turn of the loop sees that
+                await asyncio.shield(process.serving)
         if not isinstance(self, ZMQChannelsWebsocketConnection):
             return  # another's class has sockets of its own, and shows us nothing of what they hear
         self._echo = asyncio.get_running_loop().create_future()
+        self._probes.clear()  # the predecessor's come no more
         await self._ask_until(self._echo, process)
 
-    async def _ask_until(self, heard: asyncio.Future[None], process: Process) -> None:
-        """Send `kernel_info_request`s on a control channel of their own until *heard* is done."""
+    async def _ask_until(self, heard: asyncio.Future[None], process: Any) -> None:
+        """Send `kernel_info_request`s, on channels of their own, until *heard* is done.
+
+        A kernel of the pool is asked on control. One that stock started may answer on shell only (IRkernel does), and
+        while it does not listen yet what is sent waits for it: so it is asked on both, and again once it has answered.
+        """
         if heard.done():
             return
-        control = self.kernel_manager.connect_control()
+        is_stocks = not isinstance(process, Process)
+        channels = [self.kernel_manager.connect_control()]
+        if is_stocks:
+            channels.append(self.kernel_manager.connect_shell())
+        answered = asyncio.Event()
+        answered.set()  # nothing is asked yet
         try:
-            while not heard.done() and process.alive and self.channels:
-                self._probes.append(self.session.send(control, "kernel_info_request")["header"]["msg_id"])
+            for channel in channels:
+                channel.on_recv(lambda _: answered.set())
+            while not heard.done() and _runs(process) and self.channels:
+                if answered.is_set() or not is_stocks:
+                    answered.clear()
+                    for channel in channels:
+                        self._probes.add(self.session.send(channel, "kernel_info_request")["header"]["msg_id"])
                 await asyncio.wait([heard], timeout=PROBE_EVERY)
         finally:
-            control.close()
+            for channel in channels:
+                channel.close()
 
     def _is_echo(self, outgoing_msg: list[Any]) -> bool:
         _, parts = self.session.feed_identities(outgoing_msg)
@@ -197,9 +215,14 @@ class Prompt:
             return False
         if self._echo is not None and not self._echo.done():
             self._echo.set_result(None)
-        ended = self.session.unpack(parts[4]).get("execution_state") == "idle"
-        del self._probes[: self._probes.index(probe) + ended]
+        if self.session.unpack(parts[4]).get("execution_state") == "idle":
+            self._probes.discard(probe)
         return True
+
+
+def _runs(process: Any) -> bool:
+    """Whether *process*, of the pool or stock's, has not ended."""
+    return process.alive if isinstance(process, Process) else process.poll() is None
 
 
 class PooledWebsocketConnection(

@@ -55,7 +55,7 @@ class Browser:
         self.session = session
         self.header: dict[str, Any] = {}  # what the headers of its requests have besides
         self.metadata: dict[str, Any] = {}
-        self._aside: list[dict[str, Any]] = []  # what came of another request while one was waited for
+        self.aside: list[dict[str, Any]] = []  # what came of another request while one was waited for
 
     def send(self, kind: str, content: dict[str, Any], channel: str = "shell") -> str:
         frame = pack(channel, kind, content, self.session, self.header, self.metadata)
@@ -78,12 +78,12 @@ class Browser:
         reply: dict[str, Any] | None = None
         published = []
         idle = False
-        early = [message for message in self._aside if _parent(message) == request]
-        self._aside = [message for message in self._aside if _parent(message) != request]
+        early = [message for message in self.aside if _parent(message) == request]
+        self.aside = [message for message in self.aside if _parent(message) != request]
         while reply is None or not idle:
             message = early.pop(0) if early else self.receive(timeout)
             if _parent(message) != request:
-                self._aside.append(message)
+                self.aside.append(message)
                 continue
             if message["channel"] == "iopub":
                 published.append(message)

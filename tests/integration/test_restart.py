@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from .browsers import browser
 from .conftest import Server, eventually
+from .test_environments import install_spec
 from .test_transports import reconnected
+
+# A kernel that knows nothing of `kernel_info_request` on its control channel, as IRkernel.
+ON_SHELL_ONLY = """
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+class Kernel(IPythonKernel):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        del self.control_handlers["kernel_info_request"]
+IPKernelApp.launch_instance(kernel_class=Kernel)
+"""
 
 pytestmark = pytest.mark.integration
 
@@ -101,3 +115,25 @@ def test_a_kernel_never_returns_to_the_pool(kp_server: Server) -> None:
     assert kp_server.call(f"/api/kernels/{kernel}", "DELETE")[0] == 204
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "the process ended")
     assert not kp_server.connection_file(kernel).exists()
+
+
+@pytest.mark.parametrize("program", [["-m", "ipykernel_launcher"], ["-c", ON_SHELL_ONLY]], ids=["both", "shell only"])
+def test_what_is_run_right_after_a_cold_restart_has_its_output(
+    kp_start: Callable[..., Server], program: list[str]
+) -> None:
+    """The client's sockets reconnect one by one: with stock, what ran before its iopub did is not heard."""
+    server = kp_start("--KernelPool.recipes={'mine': {'launcher': 'off'}}")
+    install_spec(server.folder, "mine", [sys.executable, *program, "-f", "{connection_file}"])
+    kernel = server.start_kernel(name="mine")
+    with browser(server, kernel) as tab:
+        assert tab.execute("print('asked')") == "asked"
+        tab.aside.clear()  # what jupyter_server asks where a websocket opens
+        for number in range(5):
+            assert tab.execute(f"print({number})") == str(number)
+            restart(server, kernel)
+        pid = int(tab.execute("import os; print(os.getpid())"))
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: server.call(f"/kernelpool/v1/kernels/{kernel}")[1].get("pid") not in (pid, 0), "restarted")
+        assert int(tab.execute("import os; print(os.getpid())")) != pid
+        sessions = {message["parent_header"].get("session") for message in tab.aside}
+        assert tab.session not in sessions, "what was asked in its name, to know that it hears, is not its business"
