@@ -52,6 +52,10 @@ class UnboundKernelApp(IPKernelApp):
         return pieces.NAME if stock == pieces.STOCK else stock
 
     def _try_bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
+        if s is self.iopub_socket:
+            # Now, before it has a peer: libzmq tells each of them (socket_base.cpp `update_pipe_options`), and one that
+            # was closed, and of whose end this socket has not heard yet, is no more: the process ended by SIGSEGV.
+            s.setsockopt(zmq.SNDHWM, HELD)
         return port  # bound later, in take_identity
 
     def prepare(self, argv: list[str]) -> None:
@@ -303,7 +307,6 @@ class UnboundKernelApp(IPKernelApp):
                 # What was published so far ("starting") is signed with the key of before. If this thread has not come
                 # to it, clients would get it, which wait in the backlog; now it goes nowhere.
                 self.iopub_thread._handle_event([])
-                sock.setsockopt(zmq.SNDHWM, HELD)
             bind_to_listener(sock, endpoint, listener)
 
         return begin_in(loop, bind)

@@ -106,6 +106,7 @@ def test_oldest_ipykernel_that_is_supported_is_pooled(kp_servers: Callable[..., 
     reconnected(client)
     assert server.run(client, "print('time' in globals())") == "False"
     assert server.recipe("other")["last_error"] is None
+    assert "SIGSEGV" not in server.log
     server.stop()
 
 
