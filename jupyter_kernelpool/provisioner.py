@@ -29,6 +29,7 @@ from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import CONNECTION_FILE, Recipe
+from jupyter_kernelpool.recovery import describe_end, is_crash
 
 # What a start may carry besides, and still be served by a claim: the rest is for Popen, so for a cold start.
 CLAIMABLE_ARGUMENTS = {"env", "cwd", "kernel_id", "cmd"}
@@ -59,6 +60,7 @@ class PoolProvisioner(LocalProvisioner):
         self._begun: Process | None = None
         self.origin: Process | None = None  # the fork of a live kernel that this kernel is to be
         self._launched = False
+        self._crashed = ""  # how its last process, one of the pool's, ended before it answered
         self._cold: ColdStart | None = None
 
     # -- launching ----------------------------------------------------------------------------------
@@ -129,6 +131,10 @@ class PoolProvisioner(LocalProvisioner):
             return None
         if self.temporary and self.origin is None and not self._sandboxed:
             self._say_why_cold("KernelPool.max_kernels are running, and it is temporary")
+            return None
+        crashed, self._crashed = self._crashed, ""
+        if crashed and self.origin is None and not self._sandboxed:
+            self._say_why_cold(f"its process {crashed} before it answered")
             return None
         if arguments - CLAIMABLE_ARGUMENTS:
             self._say_why_cold(f"it is started with {', '.join(sorted(arguments - CLAIMABLE_ARGUMENTS))}")
@@ -352,7 +358,11 @@ class PoolProvisioner(LocalProvisioner):
     def _serving(self, done: asyncio.Future[None], process: Process, began: float) -> None:
         if done.cancelled() or done.exception() is not None:
             self.pool.user_start_ended(self.kernel_id)
+            if not process.exited.cancelled():
+                process.exited.add_done_callback(lambda _: self._did_not_serve(process))
             return
+        if self._recipe_pool is not None:
+            self._recipe_pool.served()
         metrics.START.labels(way=process.record.way).observe(time.monotonic() - began)
         manager: Any = self.parent
         if process is self.process and getattr(manager, "execution_state", None) == "starting":
@@ -361,6 +371,13 @@ class PoolProvisioner(LocalProvisioner):
         if process is self.process and self.on_serving is not None:
             self.on_serving(process)
         self.pool.user_start_ended(self.kernel_id)
+
+    def _did_not_serve(self, process: Process) -> None:
+        """It ended before it answered: where that was a crash, it may be for how we made it, so stock tries next."""
+        if is_crash(process.exit_code):
+            self._crashed = f"ended {describe_end(process.exit_code)}"
+            if self._recipe_pool is not None:
+                self._recipe_pool.did_not_serve(self._crashed)
 
     def _exited(self, process: Process) -> None:
         if process is self.process and self.on_exit is not None:

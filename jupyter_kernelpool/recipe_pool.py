@@ -69,6 +69,7 @@ class RecipePool:
         self.hits = 0
         self.misses = 0
         self.failures = 0
+        self._unserved = 0  # kernels in a row that ended before they served
         self.retry_at = 0.0
         self.last_error: Failure | None = None
         self.verified = False
@@ -306,6 +307,26 @@ class RecipePool:
             while self.waiting > self.starting:  # a launch under way fails by itself, and refuses its waiter
                 self._refuse(error)
 
+    def served(self) -> None:
+        """A kernel of it answers its owner."""
+        if self._unserved:
+            self._unserved = self.failures = 0
+            self.last_error = None
+
+    def did_not_serve(self, end: str) -> None:
+        """A kernel of it crashed after it had taken its owner's identity, and before it answered; *end* says how.
+
+        The others were made as it was: they are ended, and what they are made from is loaded anew, later each time.
+        """
+        if self.stage is not Stage.READY:
+            return  # it is loaded anew already
+        for process, _ in list(self.warm):
+            self.evict(process.record.id, "distrusted")
+        self.stage = Stage.DOWN
+        self.failures = self._unserved
+        self._unserved += 1
+        self._failed(LaunchFailed(f"a kernel {end} before it answered"))
+
     async def launch_one(self) -> None:
         """Start one kernel and give it to whoever needs it; a failure is noted, and told to its waiter."""
         launcher = self.launcher
@@ -327,8 +348,9 @@ class RecipePool:
             raise
         finally:
             self.starting -= 1
-        self.failures = 0
-        self.last_error = None
+        self.failures = self._unserved  # one that is warm has not served yet
+        if not self._unserved:
+            self.last_error = None
         metrics.LAUNCH.labels(way=launcher.way).observe(time.monotonic() - began)
         if launcher is self.launcher:
             self.give(process)

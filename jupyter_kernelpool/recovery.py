@@ -76,6 +76,11 @@ def decide(ends: Sequence[float], *, failed: bool, policy: Policy, now: float, f
     return Restart(min(MOST_PAUSE, policy.first * policy.factor ** min(count - 2, 64)))
 
 
+def is_crash(code: int | None) -> bool:
+    """Whether a process that ended with *code* failed by itself; signals that others send to end it are no crash."""
+    return code is not None and code not in (0, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)
+
+
 def describe_end(code: int | None) -> str:
     """*code*, an exit code or a negative signal, in words."""
     if code is None:

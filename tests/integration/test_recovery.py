@@ -528,6 +528,32 @@ def test_a_kernel_that_can_not_be_restarted_is_dead_and_says_why_until_its_user_
         assert tab.execute("print(3)") == "3", "it is watched again"
 
 
+def test_kernel_of_the_pool_that_crashes_before_it_answers_starts_cold(kp_start: Callable[..., Server]) -> None:
+    """As where a library can't be forked: stock's kernel has no such trouble."""
+    server = kp_start(*QUICK)
+    startup = server.folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    crash = "import os, sys\nif '_jupyter_kernelpool.warm' in sys.modules: os.kill(os.getpid(), 11)\n"
+    (startup / "crash.py").write_text(crash)
+    server.wait_warm(1)
+    with follow(server) as heard:
+        kernel = server.start_kernel()
+        assert heard.wait_for_event("restarted", kernel)["cause"] == "died"
+        with browser(server, kernel) as tab:
+            assert tab.execute("print(1)") == "1"
+        assert model(server, kernel)["way"] == "cold"
+        assert f"Kernel {kernel} starts cold: its process ended by the signal SIGSEGV before it answered" in server.log
+        assert server.recipe("python3")["last_error"]["reason"] == (
+            "a kernel ended by the signal SIGSEGV before it answered"
+        )
+        (startup / "crash.py").unlink()
+        server.wait_warm(1)
+        assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
+        assert model(server, kernel)["way"] == "template", "tried again where it is asked for"
+        assert server.run(kernel, "print(2)") == "2"
+        assert server.recipe("python3")["last_error"] is None
+
+
 @pytest.mark.parametrize("preset", ["laptop", "hub"])
 def test_a_kernel_that_ran_already_is_adopted_shown_and_nudged(
     kp_start: Callable[..., Server], tmp_path: Path, preset: str

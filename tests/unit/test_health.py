@@ -25,7 +25,7 @@ from jupyter_kernelpool.health import (
 from jupyter_kernelpool.health_settings import KernelHealth
 from jupyter_kernelpool.nudge import SESSION, Places, is_nudge
 from jupyter_kernelpool.recovery import Policy as Recoveries
-from jupyter_kernelpool.recovery import Recovery, Restart, Stay, decide, describe_end
+from jupyter_kernelpool.recovery import Recovery, Restart, Stay, decide, describe_end, is_crash
 from jupyter_kernelpool.starts import Starts
 
 POLICY = Policy(interval=30.0, backoff=2.0, start_timeout=60.0)
@@ -182,6 +182,14 @@ def test_limit_of_jupyters_that_allows_no_restart_allows_none_here():
 )  # fmt: skip
 def test_an_end_is_told_in_words(code, words):
     assert describe_end(code) == words
+
+
+@pytest.mark.parametrize(
+    "code, crashed",
+    [(None, False), (0, False), (1, True), (-11, True), (-6, True), (-2, False), (-9, False), (-15, False)],
+)
+def test_what_somebody_ended_did_not_crash(code, crashed):
+    assert is_crash(code) == crashed
 
 
 class TestBreaker:

@@ -566,3 +566,28 @@ async def test_process_given_to_an_owner_is_never_warm_again(kp_script):
     await pool.drain("its environment changed")
     await settle()
     assert process.alive
+
+
+# -- what was handed out, and crashed before it answered --------------------------------------------
+
+
+async def test_kernels_made_as_one_that_crashed_before_it_answered_are_made_anew_later_each_time(kp_script, kp_clock):
+    pool = await loaded(kp_script)
+    for failures in range(1, BREAKER_FAILURES + 1):
+        await pool.launch_one()
+        await pool.launch_one()
+        claimed, other = pool.take(), pool.warm[0][0]
+        pool.did_not_serve("ended by the signal SIGSEGV")
+        pool.did_not_serve("ended by the signal SIGSEGV")  # one that was claimed beside it says nothing new
+        await settle()
+        assert (pool.stage, len(pool.warm), other.alive, claimed.alive) == (Stage.DOWN, 0, False, True)
+        assert pool.failures == failures
+        assert pool.retry_at > kp_clock.now
+        assert pool.last_error.reason == "a kernel ended by the signal SIGSEGV before it answered"
+        kp_clock.now = pool.retry_at
+        await pool.load()
+    assert len(kp_script.launchers) == BREAKER_FAILURES + 1
+    await pool.launch_one()
+    assert pool.last_error is not None, "that one is warm proves nothing"
+    pool.served()
+    assert (pool.failures, pool.last_error, pool.breaker) == (0, None, "closed")
