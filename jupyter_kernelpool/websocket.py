@@ -52,14 +52,14 @@ class Prompt:
     log: Any
     _subscribed: Any = None  # the process that this connection's iopub is known to hear
     _held: list[Any]
-    _probes: set[str]  # requests of ours whose echoes are not the client's
+    _probes: dict[str, int]  # requests of ours whose echoes are not the client's, and which channel they went by
     _echo: asyncio.Future[None] | None = None
     _delivery: asyncio.Task[None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held = []
-        self._probes = set()
+        self._probes = {}
 
     def connect(self) -> Any:
         """Called by the websocket handler once the connection is open; it awaits what this returns."""
@@ -140,21 +140,31 @@ class Prompt:
         leaving = self._process()
         if isinstance(leaving, Process):
             await leaving.stays.wait()
-        with contextlib.suppress(TimeoutError):  # a kernel that is silent gets it nevertheless, as with stock
+        try:
             async with asyncio.timeout(HOLD_TIMEOUT):
                 while self.why_dead() is None and not self._hears(process := self._process()):
-                    if process is not None and _runs(process):
+                    if process is None or not _runs(process):
+                        await asyncio.sleep(PROBE_EVERY)
+                    elif process is self._subscribed:  # it is about to be replaced
+                        await process.stays.wait()
+                    else:
                         await self._probe(process)
                         self._subscribed = process
-                    else:
-                        await asyncio.sleep(PROBE_EVERY)
+        except TimeoutError:
+            pass  # a kernel that is silent gets it nevertheless, as with stock
+        except Exception:
+            self.log.exception("Kernel %s: it is not known to be heard", self.kernel_id)
         self._subscribed = self._process()
         held, self._held = self._held, []
         for message in held:
             if self.answer_for_dead(message):
                 continue  # it was held before anybody knew that the kernel stays dead
-            with contextlib.suppress(OSError):  # the client has gone meanwhile, and its streams are closed
+            try:
                 super().handle_incoming_message(message)  # type: ignore[misc]
+            except OSError:
+                pass  # the client has gone meanwhile, and its streams are closed
+            except Exception:
+                self.log.exception("Kernel %s: a message could not be passed on", self.kernel_id)
 
     async def _hear(self, process: Process) -> None:
         """Wait until the iopub of this new connection brings something."""
@@ -178,7 +188,6 @@ class Prompt:
         if not isinstance(self, ZMQChannelsWebsocketConnection):
             return  # another's class has sockets of its own, and shows us nothing of what they hear
         self._echo = asyncio.get_running_loop().create_future()
-        self._probes.clear()  # the predecessor's come no more
         await self._ask_until(self._echo, process)
 
     async def _ask_until(self, heard: asyncio.Future[None], process: Any) -> None:
@@ -190,23 +199,25 @@ class Prompt:
         if heard.done():
             return
         is_stocks = not isinstance(process, Process)
-        channels = [self.kernel_manager.connect_control()]
-        if is_stocks:
-            channels.append(self.kernel_manager.connect_shell())
+        connects = [self.kernel_manager.connect_control, *([self.kernel_manager.connect_shell] if is_stocks else [])]
         answered = asyncio.Event()
         answered.set()  # nothing is asked yet
-        try:
-            for channel in channels:
-                channel.on_recv(lambda _: answered.set())
-            while not heard.done() and _runs(process) and self.channels:
+        with contextlib.ExitStack() as opened:
+            channels = []
+            for connect in connects:
+                channels.append(connect())
+                opened.callback(channels[-1].close, linger=0)  # what its process has not read is not the next one's
+                channels[-1].on_recv(lambda _: answered.set())
+            while not heard.done() and _runs(process) and self._has_client():
                 if answered.is_set() or not is_stocks:
                     answered.clear()
-                    for channel in channels:
-                        self._probes.add(self.session.send(channel, "kernel_info_request")["header"]["msg_id"])
+                    for place, channel in enumerate(channels):
+                        self._probes[self.session.send(channel, "kernel_info_request")["header"]["msg_id"]] = place
                 await asyncio.wait([heard], timeout=PROBE_EVERY)
-        finally:
-            for channel in channels:
-                channel.close()
+
+    def _has_client(self) -> bool:
+        """Whether its client is there; what comes for one that has left is kept for it, and no echo is seen."""
+        return bool(self.channels) and self.websocket_handler.ws_connection is not None
 
     def _is_echo(self, outgoing_msg: list[Any]) -> bool:
         _, parts = self.session.feed_identities(outgoing_msg)
@@ -216,7 +227,10 @@ class Prompt:
         if self._echo is not None and not self._echo.done():
             self._echo.set_result(None)
         if self.session.unpack(parts[4]).get("execution_state") == "idle":
-            self._probes.discard(probe)
+            asked = list(self._probes)
+            for former in asked[: asked.index(probe) + 1]:  # those that nobody heard come no more
+                if former == probe or self._probes[former] == self._probes[probe]:
+                    del self._probes[former]
         return True
 
 
