@@ -24,12 +24,15 @@ from jupyter_kernelpool.adoption import Adoption, Request
 from jupyter_kernelpool.cold_start import ColdStart
 from jupyter_kernelpool.errors import LaunchFailed
 from jupyter_kernelpool.identity import Identity
+from jupyter_kernelpool.launchers.base import Launcher
 from jupyter_kernelpool.lifecycle import Record, State
 from jupyter_kernelpool.pool import KernelPool
 from jupyter_kernelpool.process import Process
 from jupyter_kernelpool.recipe_pool import RecipePool
 from jupyter_kernelpool.recipes import CONNECTION_FILE, Recipe
 from jupyter_kernelpool.recovery import describe_end, is_crash
+
+Makers = tuple[RecipePool, Launcher | None]
 
 # What a start may carry besides, and still be served by a claim: the rest is for Popen, so for a cold start.
 CLAIMABLE_ARGUMENTS = {"env", "cwd", "kernel_id", "cmd"}
@@ -76,11 +79,14 @@ class PoolProvisioner(LocalProvisioner):
             self.pool.supervision.guard([manager.connection_file])
         self._recipe_pool = None
         self._asked = self._request(kwargs)
+        crashed, self._crashed = self._crashed, ""
         if self.origin is not None:
             if self._asked is None or not self.identity.bind():
                 self._abandon()
                 raise LaunchFailed("the fork could not be given listeners of its own", reason="no_listeners")
             self.ports_cached = True
+        elif crashed and not self._sandboxed:
+            self._say_why_cold(f"its process {crashed} before it answered")
         elif self._asked is not None:
             self._recipe_pool = self.pool.poolable(self._asked)
             if self._recipe_pool is not None:
@@ -106,8 +112,11 @@ class PoolProvisioner(LocalProvisioner):
         began = time.monotonic()
         self.pool.user_start_began(self.kernel_id)
         try:
-            process = await self._take_origin(cmd) or self._whole or await self._claim(cmd)
+            process, makers = await self._take_origin(cmd) or self._whole, None
             self._whole = None
+            if process is None:
+                process = await self._claim(cmd)
+                makers = (self._recipe_pool, self._recipe_pool.launcher) if process and self._recipe_pool else None
             if process is None and self._sandboxed:
                 process = await self._start_confined(cmd)
             if process is None:
@@ -117,7 +126,7 @@ class PoolProvisioner(LocalProvisioner):
             else:
                 self._take_over(process, kwargs.get("cwd"))
                 await self._limit(process.pid)
-                process.serving.add_done_callback(lambda done: self._serving(done, process, began))
+                process.serving.add_done_callback(lambda done: self._serving(done, process, began, makers))
         except BaseException:
             self._abandon()
             raise
@@ -131,10 +140,6 @@ class PoolProvisioner(LocalProvisioner):
             return None
         if self.temporary and self.origin is None and not self._sandboxed:
             self._say_why_cold("KernelPool.max_kernels are running, and it is temporary")
-            return None
-        crashed, self._crashed = self._crashed, ""
-        if crashed and self.origin is None and not self._sandboxed:
-            self._say_why_cold(f"its process {crashed} before it answered")
             return None
         if arguments - CLAIMABLE_ARGUMENTS:
             self._say_why_cold(f"it is started with {', '.join(sorted(arguments - CLAIMABLE_ARGUMENTS))}")
@@ -355,14 +360,19 @@ class PoolProvisioner(LocalProvisioner):
             manager._kernel_info_future = Future()
             manager._kernel_info_future.set_result(process.kernel_info)
 
-    def _serving(self, done: asyncio.Future[None], process: Process, began: float) -> None:
+    def _serving(
+        self, done: asyncio.Future[None], process: Process, began: float, makers: Makers | None = None
+    ) -> None:
+        """*process* answers, or does not. *makers* are who made it ahead, of all such kernels alike."""
         if done.cancelled() or done.exception() is not None:
             self.pool.user_start_ended(self.kernel_id)
-            if not process.exited.cancelled():
-                process.exited.add_done_callback(lambda _: self._did_not_serve(process))
+            if makers is not None:
+                process.exited.add_done_callback(lambda _: self._did_not_serve(process, makers))
             return
-        if self._recipe_pool is not None:
-            self._recipe_pool.served()
+        if makers is not None:
+            makers[0].served()
+        if process is self.process:
+            self._crashed = ""
         metrics.START.labels(way=process.record.way).observe(time.monotonic() - began)
         manager: Any = self.parent
         if process is self.process and getattr(manager, "execution_state", None) == "starting":
@@ -372,12 +382,12 @@ class PoolProvisioner(LocalProvisioner):
             self.on_serving(process)
         self.pool.user_start_ended(self.kernel_id)
 
-    def _did_not_serve(self, process: Process) -> None:
+    def _did_not_serve(self, process: Process, makers: Makers) -> None:
         """It ended before it answered: where that was a crash, it may be for how we made it, so stock tries next."""
-        if is_crash(process.exit_code):
+        if process is self.process and is_crash(process.exit_code):
             self._crashed = f"ended {describe_end(process.exit_code)}"
-            if self._recipe_pool is not None:
-                self._recipe_pool.did_not_serve(self._crashed)
+            pool, launcher = makers
+            pool.did_not_serve(launcher, self._crashed)
 
     def _exited(self, process: Process) -> None:
         if process is self.process and self.on_exit is not None:

@@ -69,6 +69,7 @@ class RecipePool:
         self.hits = 0
         self.misses = 0
         self.failures = 0
+        self._closing: set[asyncio.Future[None]] = set()
         self._unserved = 0  # kernels in a row that ended before they served
         self.retry_at = 0.0
         self.last_error: Failure | None = None
@@ -313,19 +314,26 @@ class RecipePool:
             self._unserved = self.failures = 0
             self.last_error = None
 
-    def did_not_serve(self, end: str) -> None:
-        """A kernel of it crashed after it had taken its owner's identity, and before it answered; *end* says how.
+    def did_not_serve(self, launcher: Launcher | None, end: str) -> None:
+        """A kernel of *launcher* crashed after it had taken its owner's identity, and before it answered; *end* says
+        how.
 
         The others were made as it was: they are ended, and what they are made from is loaded anew, later each time.
         """
-        if self.stage is not Stage.READY:
+        if launcher is None or launcher is not self.launcher or self.stage is not Stage.READY:
             return  # it is loaded anew already
         for process, _ in list(self.warm):
             self.evict(process.record.id, "distrusted")
         self.stage = Stage.DOWN
         self.failures = self._unserved
         self._unserved += 1
-        self._failed(LaunchFailed(f"a kernel {end} before it answered"))
+        error = LaunchFailed(f"a kernel {end} before it answered")
+        self._failed(error)
+        self._refuse_all(error)
+        self.launcher, self._fingerprint = None, ""  # what it is still launching is discarded
+        closing = asyncio.ensure_future(launcher.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def launch_one(self) -> None:
         """Start one kernel and give it to whoever needs it; a failure is noted, and told to its waiter."""

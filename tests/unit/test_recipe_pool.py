@@ -577,8 +577,9 @@ async def test_kernels_made_as_one_that_crashed_before_it_answered_are_made_anew
         await pool.launch_one()
         await pool.launch_one()
         claimed, other = pool.take(), pool.warm[0][0]
-        pool.did_not_serve("ended by the signal SIGSEGV")
-        pool.did_not_serve("ended by the signal SIGSEGV")  # one that was claimed beside it says nothing new
+        launcher = pool.launcher
+        pool.did_not_serve(launcher, "ended by the signal SIGSEGV")
+        pool.did_not_serve(launcher, "ended by the signal SIGSEGV")  # one that was claimed beside it says nothing new
         await settle()
         assert (pool.stage, len(pool.warm), other.alive, claimed.alive) == (Stage.DOWN, 0, False, True)
         assert pool.failures == failures
@@ -589,5 +590,24 @@ async def test_kernels_made_as_one_that_crashed_before_it_answered_are_made_anew
     assert len(kp_script.launchers) == BREAKER_FAILURES + 1
     await pool.launch_one()
     assert pool.last_error is not None, "that one is warm proves nothing"
+    pool.did_not_serve(kp_script.launchers[0], "ended late")
+    assert pool.warm, "it says nothing of what was made since"
     pool.served()
     assert (pool.failures, pool.last_error, pool.breaker) == (0, None, "closed")
+
+
+async def test_who_waits_for_a_kernel_made_as_one_that_crashed_is_refused_at_once(kp_script, kp_clock):
+    pool = await loaded(kp_script)
+    kp_script.launches.append(HANG)
+    waiting, launch = waiters(pool, 2), asyncio.create_task(pool.launch_one())
+    await settle()
+    launcher = pool.launcher
+    pool.did_not_serve(launcher, "ended by the signal SIGSEGV")
+    for waiter in waiting:
+        with pytest.raises(LaunchFailed, match="before it answered"):
+            await waiter
+    kp_script.release()
+    await launch
+    await settle()
+    assert not pool.warm, "what was under way is of the same template"
+    assert launcher.closed
