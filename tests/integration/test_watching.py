@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from .browsers import browser, execution
-from .conftest import Server, eventually
+from .conftest import PATIENCE, Server, eventually
 from .test_metrics import value
 
 pytestmark = pytest.mark.integration
@@ -47,6 +47,8 @@ def test_cells_are_counted_for_how_they_ended(kp_start: Callable[..., Server]) -
     eventually(lambda: value(server, f"{P}restarts_total", cause="died") == 1, "the restart")
     client = server.client(kernel)
     client.execute("import time; time.sleep(30)")
+    while client.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "execute_input":
+        pass  # `busy` alone may be of what the client asked as it connected
     eventually(lambda: server.call(f"/api/kernels/{kernel}")[1]["execution_state"] == "busy", "busy")
     assert server.call(f"/api/kernels/{kernel}/restart", "POST")[0] == 200
     eventually(lambda: executions(server, "cancelled") == 1, "cancelled")
